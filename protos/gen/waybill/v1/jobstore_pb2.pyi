@@ -1543,8 +1543,8 @@ Global___TaskChange: _TypeAlias = TaskChange  # noqa: Y015
 
 @_typing.final
 class EntityChange(_message.Message):
-    """A change of an entity's declared fields. A change of a status or a field without a version check is not possible:
-    what a flow changes it has read.
+    """A change of an entity's declared fields: creates it, removes it, or changes what is given; empty name, status and
+    declared_json stay as they are (OK, empty and {} when it is created). Raises its version.
     """
 
     DESCRIPTOR: _descriptor.Descriptor

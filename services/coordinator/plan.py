@@ -1,0 +1,326 @@
+"""The plan algebra: what a command wants done, said as a small tree before any of it is done.
+
+    nothing()                                  over at once
+    task(host, verb, arguments)                asynchronous work on a host
+    call(host, verb, arguments)                a short verb that answers at once; a repeat is harmless
+    child(command)                             another command
+    wait_for(entity, until=…, fails_if=…)      an observation of an entity
+    change(entity, …)                          a change of an entity's declared fields, committed between two stages
+    concurrently(plans)                        all at once; over when all are; failed if any failed
+    serially(plans)                            one after the other; after a failure the rest is skipped
+
+Any node may name the step that shows it (`step`), its share of the progress (`weight`), what it works on
+(`subjects`), that it may fail without failing what is above it (`best_effort`), or that nothing can be undone once it
+has begun (`no_return`).
+
+A plan is immutable, compares by value and survives JSON unchanged: it is stored ("sealed") in the commit that begins
+it, so what was expected can never be forgotten. A node's *path* (child indexes joined by dots, "" for the root) is its
+name; ids of what it begins are derived from (command, attempt, path), so a repeat meets itself.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, fields
+from enum import StrEnum
+from typing import Any, Protocol
+
+__all__ = [
+    "Call",
+    "Change",
+    "Child",
+    "Concurrently",
+    "Condition",
+    "EntityRef",
+    "Nothing",
+    "Observation",
+    "Plan",
+    "PlanKind",
+    "Serially",
+    "Task",
+    "WaitFor",
+    "call",
+    "change",
+    "child",
+    "concurrently",
+    "nothing",
+    "plan_from_json",
+    "plan_to_json",
+    "serially",
+    "state",
+    "task",
+    "wait_for",
+]
+
+Json = Any
+
+
+class PlanKind(StrEnum):
+    """The word by which a node is stored."""
+
+    NOTHING = "nothing"
+    TASK = "task"
+    CALL = "call"
+    CHILD = "child"
+    WAIT = "wait"
+    CHANGE = "change"
+    CONCURRENTLY = "concurrently"
+    SERIALLY = "serially"
+
+
+@dataclass(frozen=True, slots=True, order=True)
+class EntityRef:
+    """An entity by its key: a type such as "VM" and an id unique within it."""
+
+    entity_type: str
+    entity_id: str
+
+    def __str__(self) -> str:
+        return f"{self.entity_type}/{self.entity_id}"
+
+
+@dataclass(frozen=True, slots=True)
+class Observation:
+    """What a host reported of an entity: its state, and the number that orders it within the host's incarnation."""
+
+    state: str = ""
+    host_id: str = ""
+    error: str = ""
+    incarnation: str = ""
+    number: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Condition:
+    """Observed fields and the values that each may have; all must match. An empty condition never holds."""
+
+    fields: tuple[tuple[str, tuple[str, ...]], ...] = ()
+
+    def holds(self, observation: Observation) -> bool:
+        """Says whether the observation satisfies it."""
+        return bool(self.fields) and all(getattr(observation, name) in values for name, values in self.fields)
+
+
+def state(*states: str) -> Condition:
+    """Holds when the entity is seen in one of the states."""
+    return Condition((("state", tuple(states)),))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Node:
+    step: str = ""
+    description: str = ""
+    weight: float = 1.0
+    subjects: tuple[EntityRef, ...] = ()
+    best_effort: bool = False
+    no_return: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Nothing(_Node):
+    """No work."""
+
+
+@dataclass(frozen=True, slots=True)
+class Task(_Node):
+    """Asynchronous work on a host. `deadline` in seconds after it begins, None for none."""
+
+    host_id: str
+    verb: str
+    arguments: Mapping[str, Json] = field(default_factory=dict)
+    entity: EntityRef | None = None
+    deadline: float | None = None
+    expected_generation: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Call(_Node):
+    """A short verb on a host. `deadline` in seconds after it begins, None for none."""
+
+    host_id: str
+    verb: str
+    arguments: Mapping[str, Json] = field(default_factory=dict)
+    entity: EntityRef | None = None
+    deadline: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Child(_Node):
+    """Another command, by type and parameters."""
+
+    command_type: str
+    parameters: Mapping[str, Json] = field(default_factory=dict)
+    parameters_version: int = 1
+
+
+@dataclass(frozen=True, slots=True)
+class WaitFor(_Node):
+    """An observation of an entity. Observations up to the number that the preceding call returned are ignored."""
+
+    entity: EntityRef
+    until: Condition
+    fails_if: Condition = Condition()
+    deadline: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Change(_Node):
+    """A change of an entity's declared fields; what is None stays. `remove` deletes it."""
+
+    entity: EntityRef
+    name: str | None = None
+    status: str | None = None
+    declared: Mapping[str, Json] | None = None
+    remove: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Concurrently(_Node):
+    """All at once."""
+
+    plans: tuple[Plan, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Serially(_Node):
+    """One after the other."""
+
+    plans: tuple[Plan, ...] = ()
+
+
+Plan = Nothing | Task | Call | Child | WaitFor | Change | Concurrently | Serially
+
+
+class Runnable(Protocol):
+    """What can be a child: a command with its type and parameters."""
+
+    @property
+    def command_type(self) -> str: ...
+    @property
+    def parameters_version(self) -> int: ...
+    def parameters(self) -> dict[str, Json]: ...
+
+
+def nothing(**options: Any) -> Nothing:
+    """Plans no work."""
+    return Nothing(**options)
+
+
+def task(host_id: str, verb: str, arguments: Mapping[str, Json] | None = None, **options: Any) -> Task:
+    """Plans asynchronous work on a host; see `Task` for the options."""
+    return Task(host_id=host_id, verb=verb, arguments=dict(arguments or {}), **options)
+
+
+def call(host_id: str, verb: str, arguments: Mapping[str, Json] | None = None, **options: Any) -> Call:
+    """Plans a short verb on a host; see `Call` for the options."""
+    return Call(host_id=host_id, verb=verb, arguments=dict(arguments or {}), **options)
+
+
+def child(command: Runnable, **options: Any) -> Child:
+    """Plans another command."""
+    return Child(
+        command_type=command.command_type,
+        parameters=command.parameters(),
+        parameters_version=command.parameters_version,
+        **options,
+    )
+
+
+def wait_for(
+    entity: EntityRef,
+    *,
+    until: Condition,
+    fails_if: Condition | None = None,
+    deadline: float | None = None,
+    **options: Any,
+) -> WaitFor:
+    """Plans to wait until an observation of the entity satisfies one of the two conditions; `deadline` in seconds."""
+    return WaitFor(entity=entity, until=until, fails_if=fails_if or Condition(), deadline=deadline, **options)
+
+
+def change(entity: EntityRef, **options: Any) -> Change:
+    """Plans a change of an entity's declared fields; see `Change` for the options."""
+    return Change(entity=entity, **options)
+
+
+def concurrently(plans: Iterable[Plan], **options: Any) -> Concurrently:
+    """Plans all at once."""
+    return Concurrently(plans=tuple(plans), **options)
+
+
+def serially(plans: Iterable[Plan], **options: Any) -> Serially:
+    """Plans one after the other."""
+    return Serially(plans=tuple(plans), **options)
+
+
+# --- JSON ------------------------------------------------------------------------------------------------------------
+
+_KINDS: dict[type[Any], PlanKind] = {
+    Nothing: PlanKind.NOTHING,
+    Task: PlanKind.TASK,
+    Call: PlanKind.CALL,
+    Child: PlanKind.CHILD,
+    WaitFor: PlanKind.WAIT,
+    Change: PlanKind.CHANGE,
+    Concurrently: PlanKind.CONCURRENTLY,
+    Serially: PlanKind.SERIALLY,
+}
+_CLASSES: dict[str, type[Any]] = {kind.value: cls for cls, kind in _KINDS.items()}
+_FIELDS = {cls: tuple((f.name, f.default) for f in fields(cls)) for cls in _KINDS}
+
+
+def plan_to_json(plan: Plan) -> dict[str, Json]:
+    """Writes a plan as JSON; fields at their default are left out."""
+    cls = type(plan)
+    result: dict[str, Json] = {"kind": _KINDS[cls].value}
+    for name, default in _FIELDS[cls]:
+        value = getattr(plan, name)
+        if value != default:
+            result[name] = _value_to_json(value)
+    return result
+
+
+def _value_to_json(value: Any) -> Json:
+    match value:
+        case EntityRef():
+            return [value.entity_type, value.entity_id]
+        case Condition():
+            return {name: list(values) for name, values in value.fields}
+        case tuple():
+            return [_value_to_json(item) if isinstance(item, EntityRef) else plan_to_json(item) for item in value]
+        case _:
+            return value
+
+
+def plan_from_json(data: Mapping[str, Json]) -> Plan:
+    """Reads a plan back.
+
+    Raises:
+        ValueError: no plan node of that kind, or with such a field.
+    """
+    cls = _CLASSES.get(data.get("kind", ""))
+    if cls is None:
+        raise ValueError(f"no plan node of kind {data.get('kind')!r}")
+    options = {name: _READERS.get(name, _same)(value) for name, value in data.items() if name != "kind"}
+    try:
+        result: Plan = cls(**options)
+    except TypeError as error:
+        raise ValueError(f"no plan node {data['kind']} with fields {sorted(options)}") from error
+    return result
+
+
+def _same(value: Json) -> Any:
+    return value
+
+
+def _condition(value: Mapping[str, Sequence[str]]) -> Condition:
+    return Condition(tuple((name, tuple(values)) for name, values in value.items()))
+
+
+_READERS: dict[str, Any] = {
+    "entity": lambda value: EntityRef(*value),
+    "subjects": lambda value: tuple(EntityRef(*item) for item in value),
+    "until": _condition,
+    "fails_if": _condition,
+    "plans": lambda value: tuple(plan_from_json(item) for item in value),
+}
