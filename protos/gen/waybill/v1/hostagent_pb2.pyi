@@ -870,8 +870,13 @@ class WatchEventsResponse(_message.Message):
     OBSERVATIONS_FIELD_NUMBER: _builtins.int
     SNAPSHOT_DONE_FIELD_NUMBER: _builtins.int
     AGENT_FIELD_NUMBER: _builtins.int
+    NEWEST_NUMBER_FIELD_NUMBER: _builtins.int
     snapshot_done: _builtins.bool
     """True on the last message of the snapshot: a VM not sent until then is not on this host."""
+    newest_number: _builtins.int
+    """With snapshot_done: number of the newest observation made in this incarnation, whether it is still shown or not.
+    The absence of a VM that was seen before counts as an observation of that number.
+    """
     @_builtins.property
     def observations(self) -> _containers.RepeatedCompositeFieldContainer[Global___Observation]:
         """In order of their numbers."""
@@ -886,10 +891,11 @@ class WatchEventsResponse(_message.Message):
         observations: _abc.Iterable[Global___Observation] | None = ...,
         snapshot_done: _builtins.bool = ...,
         agent: Global___AgentIdentity | None = ...,
+        newest_number: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["agent", b"agent"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["agent", b"agent", "observations", b"observations", "snapshot_done", b"snapshot_done"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["agent", b"agent", "newest_number", b"newest_number", "observations", b"observations", "snapshot_done", b"snapshot_done"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
