@@ -1,0 +1,79 @@
+"""One way to make a call: metadata, deadline, errors as exceptions.
+
+There are no gRPC interceptors here: one that awaits the call has to mend its cancellation, and each costs CPU on every
+call. A function around the stub's method does the same, and grpc itself cancels the call with its caller.
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
+from dataclasses import dataclass
+from typing import Protocol, TypeVar
+
+import grpc
+
+from waybill_client.errors import CORRELATION_ID, WaybillError
+
+USER = "x-waybill-user"
+
+Request = TypeVar("Request")
+Answer = TypeVar("Answer")
+Item = TypeVar("Item")
+
+
+class Paged(Protocol):
+    """An answer that may have a next page."""
+
+    next_page_token: str
+
+
+@dataclass(frozen=True)
+class Caller:
+    """How calls are made: for whom, how long an answer may take, whether a service that is away is waited for."""
+
+    user: str = ""
+    timeout: float = 10.0
+    wait_for_ready: bool = False
+
+    async def call(
+        self,
+        method: grpc.aio.UnaryUnaryMultiCallable[Request, Answer],
+        request: Request,
+        *,
+        correlation_id: str = "",
+        timeout: float | None = None,
+    ) -> Answer:
+        """Makes one call; raises a WaybillError with the correlation id under which the service knows it."""
+        try:
+            return await method(
+                request,
+                timeout=self.timeout if timeout is None else timeout,
+                metadata=self.metadata(correlation_id),
+                wait_for_ready=self.wait_for_ready,
+            )
+        except grpc.aio.AioRpcError as error:
+            refused = WaybillError.from_rpc_error(error)
+            refused.correlation_id = refused.correlation_id or correlation_id
+            raise refused from None
+
+    def metadata(self, correlation_id: str = "") -> tuple[tuple[str, str], ...]:
+        """What goes with a call."""
+        pairs = ((CORRELATION_ID, correlation_id), (USER, self.user))
+        return tuple(pair for pair in pairs if pair[1])
+
+
+PagedAnswer = TypeVar("PagedAnswer", bound=Paged)
+
+
+async def pages(
+    ask: Callable[[str], Awaitable[PagedAnswer]], items: Callable[[PagedAnswer], Iterable[Item]]
+) -> AsyncIterator[Item]:
+    """Yields the items of all pages; `ask` takes a page token, the first one is empty."""
+    token = ""
+    while True:
+        page = await ask(token)
+        for item in items(page):
+            yield item
+        token = page.next_page_token
+        if not token:
+            return
