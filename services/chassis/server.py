@@ -1,0 +1,228 @@
+"""A gRPC process from its start to its end.
+
+    bind ─▶ "listening …" on stdout ─▶ NOT_SERVING until ready() ─▶ SERVING ─▶ asked to end
+                                                                                    │
+    exit ◀─ calls end, at most `grace` seconds ◀─ before_stop(): watchers told ◀─ NOT_SERVING
+
+Every server has health, reflection and channelz, and the one interceptor. A port is never shared: two servers on one
+would each get half of the calls, so the second fails to start (exit code 3).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import sys
+from collections.abc import Awaitable, Callable, Coroutine, Sequence
+from contextvars import ContextVar
+from dataclasses import dataclass
+from types import TracebackType
+from typing import Any, Final, Self
+
+import grpc
+from grpc_channelz.v1 import channelz
+from grpc_health.v1 import health_pb2_grpc
+from grpc_reflection.v1alpha import reflection
+
+from chassis import http2, logs
+from chassis.health import SERVICE_NAME as HEALTH
+from chassis.health import Health
+from chassis.interceptor import Interceptor, Observer
+from chassis.lifetime import Lifetime
+
+CANNOT_LISTEN: Final = 3
+"""The exit code of a process whose address was taken or not its own."""
+
+MIB: Final = 1 << 20
+
+_lifetime: ContextVar[Lifetime] = ContextVar("waybill_lifetime")
+
+log = logs.get_logger(__name__)
+
+
+@dataclass(frozen=True)
+class Mount:
+    """A service and how it is added to a server."""
+
+    name: str
+    """`waybill.v1.JobStore`"""
+    servicer: object
+    add: Callable[[Any, grpc.aio.Server], None]
+    """The generated `add_…Servicer_to_server`."""
+    max_message_mib: int = 4
+    """The largest request; larger ones are RESOURCE_EXHAUSTED."""
+
+
+class CannotListen(Exception):  # noqa: N818
+    """The address is taken, not of this machine, or malformed."""
+
+
+class Server:
+    """A running gRPC server: `async with Server("127.0.0.1:0", mounts) as server`. NOT_SERVING until told otherwise."""
+
+    def __init__(
+        self,
+        listen: str,
+        mounts: Sequence[Mount],
+        *,
+        observers: Sequence[Observer] = (),
+        options: Sequence[tuple[str, Any]] = (),
+        grace: float = 5.0,
+    ) -> None:
+        self._listen = listen
+        self._mounts = tuple(mounts)
+        self._observers = tuple(observers)
+        self._options = tuple(options)
+        self._grace = grace
+        self.address = ""
+        """Where it listens, with the port that was taken for port 0; empty until started."""
+
+    async def __aenter__(self) -> Self:
+        self._health = Health(mount.name for mount in self._mounts)
+        self._grpc = grpc.aio.server(
+            interceptors=(self._interceptor(),), options=(*_options(self._mounts), *self._options)
+        )
+        for mount in self._mounts:
+            mount.add(mount.servicer, self._grpc)
+        self._add_standard_services()
+        self.address = _bind(self._grpc, self._listen)
+        await self._grpc.start()
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        await self.stop(self._grace)
+
+    def set_serving(self, serving: bool) -> None:
+        """Sets what health says of every service."""
+        self._health.set_serving(serving)
+
+    async def stop(self, grace: float) -> None:
+        """Says NOT_SERVING, takes no more calls, and ends when those that run are over or the grace (seconds) is."""
+        self._health.close()
+        await self._grpc.stop(grace)
+
+    def _interceptor(self) -> Interceptor:
+        limits = {mount.name: mount.max_message_mib * MIB for mount in self._mounts}
+        return Interceptor(observers=self._observers, limits=limits)
+
+    def _add_standard_services(self) -> None:
+        health_pb2_grpc.add_HealthServicer_to_server(self._health, self._grpc)
+        channelz.add_channelz_servicer(self._grpc)
+        names = [mount.name for mount in self._mounts]
+        standard = [HEALTH, "grpc.channelz.v1.Channelz", reflection.SERVICE_NAME]
+        reflection.enable_server_reflection([*names, *standard], self._grpc)
+
+
+def _options(mounts: Sequence[Mount]) -> list[tuple[str, Any]]:
+    largest = max((mount.max_message_mib for mount in mounts), default=4) * MIB
+    return [
+        ("grpc.so_reuseport", 0),
+        *http2.SERVER_KEEPALIVE,
+        ("grpc.max_receive_message_length", largest),
+        ("grpc.max_send_message_length", max(largest, 64 * MIB)),
+    ]
+
+
+def _bind(server: grpc.aio.Server, listen: str) -> str:
+    host, colon, port = listen.rpartition(":")
+    if not colon or not host or not port.isdecimal():
+        raise CannotListen(f"cannot listen on {listen}: not host:port")
+    try:
+        taken = server.add_insecure_port(listen)
+    except RuntimeError as error:
+        raise CannotListen(f"cannot listen on {listen}: the address is in use or not of this machine") from error
+    if taken == 0:
+        raise CannotListen(f"cannot listen on {listen}: the address is in use or not of this machine")
+    return f"{host}:{taken}"
+
+
+async def serve(
+    listen: str,
+    mounts: Sequence[Mount],
+    *,
+    ready: Callable[[], Awaitable[None]] | None = None,
+    before_stop: Callable[[], Awaitable[None]] | None = None,
+    grace: float = 5.0,
+    observers: Sequence[Observer] = (),
+) -> None:
+    """Serves until the process is asked to end, then drains.
+
+    `ready` returns when the dependencies are up; health is NOT_SERVING until then. `before_stop` tells open streams to
+    end, so that they do not hold the server for its whole grace. Raises CannotListen.
+    """
+    lifetime = _lifetime_of_process()
+    lifetime.when_over(None)  # from here on the end is ours to bring about
+    async with Server(listen, mounts, observers=observers, grace=grace) as server:
+        print(f"listening {server.address}", flush=True)
+        if await _until_ready(ready, lifetime):
+            server.set_serving(True)
+            log.info("serving", address=server.address)
+            await lifetime.over.wait()
+        log.info("stopping", reason=lifetime.reason)
+        server.set_serving(False)
+        if before_stop is not None:
+            async with asyncio.timeout(grace):
+                await before_stop()
+
+
+async def _until_ready(ready: Callable[[], Awaitable[None]] | None, lifetime: Lifetime) -> bool:
+    """Waits for the dependencies; returns False if the end was asked for before they were up."""
+    if ready is None:
+        return not lifetime.over.is_set()
+    async with asyncio.TaskGroup() as tasks:
+        becoming = tasks.create_task(_awaited(ready()))
+        lifetime.when_over(becoming.cancel)
+        if lifetime.over.is_set():
+            becoming.cancel()
+    lifetime.when_over(None)
+    return not lifetime.over.is_set()
+
+
+async def _awaited(awaitable: Awaitable[None]) -> None:
+    await awaitable
+
+
+def _lifetime_of_process() -> Lifetime:
+    """The one that `run` made; a caller without `run` (a test, a notebook) gets one of its own."""
+    lifetime = _lifetime.get(None)
+    if lifetime is None:
+        lifetime = Lifetime()
+        lifetime.heed_signals()
+        lifetime.heed_supervisor()
+    return lifetime
+
+
+def run(main: Coroutine[Any, Any, None]) -> None:
+    """Runs a process's main coroutine on uvloop, where there is one; exits with 3 if its address is taken.
+
+    Asked to end before `serve` runs, it cancels `main`, whose `async with` then closes what is open.
+    """
+    try:
+        with asyncio.Runner(loop_factory=_loop_factory()) as runner:
+            runner.run(_mortal(main))
+    except CannotListen as error:
+        print(error, file=sys.stderr, flush=True)
+        raise SystemExit(CANNOT_LISTEN) from None
+
+
+async def _mortal(main: Coroutine[Any, Any, None]) -> None:
+    lifetime = Lifetime()
+    lifetime.heed_signals()
+    lifetime.heed_supervisor()
+    _lifetime.set(lifetime)
+    task = asyncio.ensure_future(main)
+    lifetime.when_over(task.cancel)
+    try:
+        await task
+    except asyncio.CancelledError:
+        if not lifetime.over.is_set():
+            raise
+
+
+def _loop_factory() -> Callable[[], asyncio.AbstractEventLoop] | None:
+    try:
+        import uvloop
+    except ImportError:
+        return None
+    return uvloop.new_event_loop
