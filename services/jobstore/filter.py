@@ -1,0 +1,432 @@
+"""Reads a filter once and uses it twice: as SQL for lists, as a predicate over messages for watches.
+
+    filter      = [ comparison { "AND" comparison } ]
+    comparison  = name ( "=" | "!=" ) value
+    value       = word | "quoted" | 'quoted'          (backslash escapes inside quotes)
+
+This is the part of AIP-160 that this release answers; the rest of the grammar adds nodes to the tree and changes
+nothing else, because a node must only ever be able to do two things:
+
+`sql(bind)`     the condition for a WHERE, every value bound, never part of the text.
+`truth(job)`    three-valued (Kleene): True, False, or None for "cannot tell". Asked to leave out what changes, a
+                comparison of a changing field answers None. So False then means that the job cannot match *whatever
+                becomes of it*: rule 3 of the watch, for any tree that will ever be made of AND, OR and NOT.
+
+Which fields exist is published by kind of thing: `JOBS`, `EVENTS`, `ENTITIES`. An unknown one is refused by name with
+the list of those that exist. All fields of a job but its status are set when it is made and never change.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field
+from enum import Enum, auto
+from typing import Final, Protocol
+
+from chassis.context import valid_correlation_id
+from chassis.errors import WaybillError, invalid_field
+from jobstore.messages import ENTITY_TYPE, EXECUTION_STATUS, SEVERITY
+from waybill.v1 import jobs_pb2
+
+MAX_LENGTH: Final = 4_000
+MAX_NAME_LENGTH: Final = 256
+UUID: Final = re.compile(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}", re.IGNORECASE)
+
+Value = str | bool | tuple[str, str]
+"""A value as compared: a text or an enum's short name, a truth, or an entity's type and id."""
+
+
+class Bindings:
+    """The values of one statement, in the order of their placeholders."""
+
+    def __init__(self, *values: object) -> None:
+        self.values = list(values)
+
+    def __call__(self, value: object) -> str:
+        """Binds a value and returns its placeholder, `$3`."""
+        self.values.append(value)
+        return f"${len(self.values)}"
+
+
+class Verdict(Enum):
+    """What a watch does with a job that has changed."""
+
+    MATCHES = auto()
+    """It is sent."""
+    LEFT = auto()
+    """It may have matched before: its removal is sent."""
+    NEVER = auto()
+    """It never matched and never will: nothing is sent."""
+
+
+# --- the fields ----------------------------------------------------------------------------------------------------
+
+Read = Callable[[str], Value]
+"""Text as written to value; raises ValueError saying what would be right."""
+
+
+@dataclass(frozen=True)
+class Field:
+    """A published field: how its value is written, where it is found in SQL, and how it is compared in a job."""
+
+    name: str
+    read: Read = field(compare=False)
+    equals: Callable[[Bindings, Value], str] = field(compare=False)
+    """The SQL condition for "is equal to"."""
+    holds: Callable[[jobs_pb2.Job, Value], bool] | None = field(default=None, compare=False)
+    """The same of a message; None: nobody watches this kind of thing."""
+    changing: bool = False
+    """True: it may have another value tomorrow."""
+
+
+def _text(text: str) -> str:
+    if len(text) > MAX_NAME_LENGTH:
+        raise ValueError(f"must be at most {MAX_NAME_LENGTH} characters")
+    return text
+
+
+def _uuid(text: str) -> str:
+    if not UUID.fullmatch(text):
+        raise ValueError("must be a UUID")
+    return text.lower()
+
+
+def _correlation_id(text: str) -> str:
+    if not valid_correlation_id(text):
+        raise ValueError("must be 1-50 of [0-9A-Za-z_-]")
+    return text
+
+
+def _truth(text: str) -> bool:
+    if text not in ("true", "false"):
+        raise ValueError("must be true or false")
+    return text == "true"
+
+
+def _one_of(names: Mapping[str | None, int]) -> Read:
+    known = [name for name in names if name is not None]
+
+    def read(text: str) -> str:
+        if text not in known:
+            raise ValueError(f"must be one of {', '.join(known)}")
+        return text
+
+    return read
+
+
+def _entity(text: str) -> tuple[str, str]:
+    entity_type, slash, entity_id = text.partition("/")
+    if not slash or not entity_id or entity_type not in ENTITY_TYPE:
+        known = ", ".join(name for name in ENTITY_TYPE if name is not None)
+        raise ValueError(f"must be TYPE/id, as in VM/vm-1, with TYPE one of {known}")
+    return entity_type, _text(entity_id)
+
+
+def _column(column: str) -> Callable[[Bindings, Value], str]:
+    return lambda bind, value: f"{column} = {bind(value)}"
+
+
+def _status(bind: Bindings, value: Value) -> str:
+    """Nearly every job is FINISHED, so the index by status leaves those out, and must be told that we do, too."""
+    rest = "" if value == "FINISHED" else " AND job.status <> 'FINISHED'"
+    return f"job.status = {bind(value)}{rest}"
+
+
+def _subject(bind: Bindings, value: Value) -> str:
+    assert isinstance(value, tuple)
+    return (
+        "EXISTS (SELECT FROM job_subject_entity AS subject WHERE subject.job_id = job.job_id"
+        f" AND subject.entity_type = {bind(value[0])} AND subject.entity_id = {bind(value[1])})"
+    )
+
+
+def _has_subject(job: jobs_pb2.Job, value: Value) -> bool:
+    assert isinstance(value, tuple)
+    entity_type = ENTITY_TYPE[value[0]]
+    return any(each.entity_id == value[1] and each.entity_type == entity_type for each in job.subjects)
+
+
+def _event_entity(bind: Bindings, value: Value) -> str:
+    assert isinstance(value, tuple)
+    return f"event.entity_type = {bind(value[0])} AND event.entity_id = {bind(value[1])}"
+
+
+def _published(*fields: Field) -> Mapping[str, Field]:
+    return {each.name: each for each in fields}
+
+
+JOBS: Final = _published(
+    Field("job_id", _uuid, _column("job.job_id"), lambda job, value: job.job_id == value),
+    Field(
+        "status",
+        _one_of(EXECUTION_STATUS),
+        _status,
+        lambda job, value: job.status == EXECUTION_STATUS[str(value)],
+        changing=True,
+    ),
+    Field("command_type", _text, _column("job.command_type"), lambda job, value: job.command_type == value),
+    Field(
+        "correlation_id", _correlation_id, _column("job.correlation_id"), lambda job, value: job.correlation_id == value
+    ),
+    Field("owner", _text, _column("job.owner"), lambda job, value: job.owner == value),
+    Field("entity", _entity, _subject, _has_subject),
+    Field("visible", _truth, _column("job.visible"), lambda job, value: job.visible == value),
+)
+
+EVENTS: Final = _published(
+    Field("job_id", _uuid, _column("event.job_id")),
+    Field("correlation_id", _correlation_id, _column("event.correlation_id")),
+    Field("entity", _entity, _event_entity),
+    Field("severity", _one_of(SEVERITY), _column("event.severity")),
+    Field("event_type", _text, _column("event.event_type")),
+)
+
+ENTITIES: Final = _published(
+    Field("name", _text, _column("entity.name")),
+    Field("status", _text, _column("entity.status")),
+    Field("state", _text, _column("entity.observed_state")),
+    Field("host", _text, _column("entity.observed_host_id")),
+)
+
+
+# --- the tree ------------------------------------------------------------------------------------------------------
+
+
+class Node(Protocol):
+    """A part of a filter."""
+
+    def sql(self, bind: Bindings) -> str:
+        """Returns the condition, never NULL."""
+        ...
+
+    def truth(self, job: jobs_pb2.Job, *, leave_out_changing: bool = False) -> bool | None:
+        """Tells whether it holds; None: cannot be told without what was to be left out."""
+        ...
+
+    def demands(self, name: str) -> bool:
+        """Tells whether only things with one certain value of this field match."""
+        ...
+
+    def comparisons(self) -> Iterable[Comparison]:
+        """Returns the leaves."""
+        ...
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """`field = value`, or `field != value`."""
+
+    field: Field
+    value: Value
+    negated: bool = False
+
+    def sql(self, bind: Bindings) -> str:
+        condition = self.field.equals(bind, self.value)
+        return f"({condition}) IS NOT TRUE" if self.negated else condition
+
+    def truth(self, job: jobs_pb2.Job, *, leave_out_changing: bool = False) -> bool | None:
+        if leave_out_changing and self.field.changing:
+            return None
+        assert self.field.holds is not None
+        return self.field.holds(job, self.value) is not self.negated
+
+    def demands(self, name: str) -> bool:
+        return self.field.name == name and not self.negated
+
+    def comparisons(self) -> Iterable[Comparison]:
+        yield self
+
+
+@dataclass(frozen=True)
+class Conjunction:
+    """All of its parts; without any, everything."""
+
+    parts: tuple[Node, ...] = ()
+
+    def sql(self, bind: Bindings) -> str:
+        return " AND ".join(part.sql(bind) for part in self.parts) or "true"
+
+    def truth(self, job: jobs_pb2.Job, *, leave_out_changing: bool = False) -> bool | None:
+        known: bool | None = True
+        for part in self.parts:
+            truth = part.truth(job, leave_out_changing=leave_out_changing)
+            if truth is False:
+                return False
+            if truth is None:
+                known = None
+        return known
+
+    def demands(self, name: str) -> bool:
+        return any(part.demands(name) for part in self.parts)
+
+    def comparisons(self) -> Iterable[Comparison]:
+        for part in self.parts:
+            yield from part.comparisons()
+
+
+@dataclass(frozen=True)
+class Filter:
+    """A filter as read. Equal ones are equal and hash alike, so what one watcher is sent can be kept for the next."""
+
+    tree: Node
+
+    def sql(self, bind: Bindings) -> str:
+        """Returns the condition for a WHERE, its values bound."""
+        return self.tree.sql(bind)
+
+    def verdict(self, job: jobs_pb2.Job) -> Verdict:
+        """Decides what a watch does with a job that has changed."""
+        if self.tree.truth(job):
+            return Verdict.MATCHES
+        if self.tree.truth(job, leave_out_changing=True) is False:
+            return Verdict.NEVER
+        return Verdict.LEFT
+
+    @property
+    def changing(self) -> bool:
+        """Whether a job can begin or cease to match."""
+        return any(each.field.changing for each in self.tree.comparisons())
+
+    def mentions(self, name: str) -> bool:
+        """Tells whether a field is named anywhere in it."""
+        return any(each.field.name == name for each in self.tree.comparisons())
+
+    def demands(self, name: str) -> bool:
+        """Tells whether only things with one certain value of this field match."""
+        return self.tree.demands(name)
+
+
+# --- the grammar ---------------------------------------------------------------------------------------------------
+
+
+def job_filter(text: str) -> Filter:
+    """Reads a filter of jobs. Invisible jobs are left out unless it says something about `visible`.
+
+    Raises WaybillError FILTER_INVALID, like the two below.
+    """
+    given = _Parser(text, JOBS).filter()
+    if given.mentions("visible"):
+        return given
+    return Filter(Conjunction((given.tree, Comparison(JOBS["visible"], True))))
+
+
+def event_filter(text: str) -> Filter:
+    """Reads a filter of events."""
+    return _Parser(text, EVENTS).filter()
+
+
+def entity_filter(text: str) -> Filter:
+    """Reads a filter of entities."""
+    return _Parser(text, ENTITIES).filter()
+
+
+_SPACE: Final = re.compile(r"\s*")
+_NAME: Final = re.compile(r"[A-Za-z_][A-Za-z0-9_.]*")
+_OPERATOR: Final = re.compile(r"!=|<=|>=|=|<|>|:")
+_QUOTED: Final = re.compile(r""" "((?:[^"\\]|\\.)*)" | '((?:[^'\\]|\\.)*)' """, re.VERBOSE | re.DOTALL)
+_WORD: Final = re.compile(r"[^\s\"'()<>=!]+")
+_ESCAPE: Final = re.compile(r"\\(.)", re.DOTALL)
+_RESERVED: Final = ("AND", "OR", "NOT")
+_LATER: Final = re.compile(r"(OR|NOT)\b|[()\-]")
+
+
+class _Parser:
+    """Reads a text from left to right; one method a rule of the grammar."""
+
+    def __init__(self, text: str, published: Mapping[str, Field]) -> None:
+        self._text = text
+        self._published = published
+        self._at = 0
+
+    def filter(self) -> Filter:
+        if len(self._text) > MAX_LENGTH:
+            raise _invalid(f"must be at most {MAX_LENGTH} characters")
+        if "\0" in self._text:
+            raise _invalid("must not contain NUL")
+        parts: list[Node] = []
+        if not self._ends():
+            parts.append(self._comparison())
+            while not self._ends():
+                self._and()
+                parts.append(self._comparison())
+        return Filter(Conjunction(tuple(parts)))
+
+    def _comparison(self) -> Comparison:
+        known = self._field()
+        negated = self._operator() == "!="
+        return Comparison(known, self._value(known), negated)
+
+    def _field(self) -> Field:
+        if self._peek(_LATER):
+            raise self._expected("the name of a field; OR, NOT and parentheses come in a later release")
+        name = self._take(_NAME)
+        if name is None:
+            raise self._expected("the name of a field")
+        if name not in self._published:
+            raise _invalid(f"there is no field {name}; there are {', '.join(self._published)}")
+        return self._published[name]
+
+    def _operator(self) -> str:
+        start = self._at
+        operator = self._take(_OPERATOR)
+        if operator not in ("=", "!="):
+            self._at = start
+            raise self._expected("= or !=; other comparisons come in a later release")
+        return operator
+
+    def _value(self, known: Field) -> Value:
+        text = self._quoted_or_word()
+        try:
+            return known.read(text)
+        except ValueError as error:
+            raise _invalid(f"{known.name} {error}") from None
+
+    def _quoted_or_word(self) -> str:
+        if quoted := self._match(_QUOTED):
+            self._at = quoted.end()
+            return _ESCAPE.sub(r"\1", quoted[1] if quoted[1] is not None else quoted[2])
+        start = self._at
+        word = self._take(_WORD)
+        if word is None or word in _RESERVED:
+            self._at = start
+            raise self._expected("a value, in quotes if it has more than letters, digits and .-_/")
+        return word
+
+    def _and(self) -> None:
+        start = self._at
+        if self._take(_NAME) != "AND":
+            self._at = start
+            raise self._expected("AND; OR, NOT and parentheses come in a later release")
+
+    def _ends(self) -> bool:
+        self._skip_space()
+        return self._at == len(self._text)
+
+    def _peek(self, pattern: re.Pattern[str]) -> bool:
+        return self._match(pattern) is not None
+
+    def _take(self, pattern: re.Pattern[str]) -> str | None:
+        found = self._match(pattern)
+        if found is None:
+            return None
+        self._at = found.end()
+        return found[0]
+
+    def _match(self, pattern: re.Pattern[str]) -> re.Match[str] | None:
+        self._skip_space()
+        return pattern.match(self._text, self._at)
+
+    def _skip_space(self) -> None:
+        space = _SPACE.match(self._text, self._at)
+        assert space is not None
+        self._at = space.end()
+
+    def _expected(self, what: str) -> WaybillError:
+        self._skip_space()
+        where = f"at character {self._at + 1}" if self._at < len(self._text) else "at the end"
+        return _invalid(f"{where}: expected {what}")
+
+
+def _invalid(description: str) -> WaybillError:
+    return invalid_field("filter", description, reason="FILTER_INVALID")
