@@ -1,0 +1,258 @@
+"""Everything of Waybill on one machine: jobstores, coordinators and hosts as children of one supervisor.
+
+    async with Stack(Path("/tmp/waybill"), hosts=2) as stack:
+        async with stack.client() as client:
+            ...
+        await stack.kill(stack.coordinators[0])   # it comes back by itself, on the same port
+        await stack.serving()
+
+Started from the bottom up: the first jobstore (which brings the embedded Postgres), then hosts and the other jobstores
+(which are given the first one's database), then coordinators. Stopped from the top down. Everything listens on loopback
+only, and nothing outlives the supervisor (`process.py`).
+
+In the data folder: a folder for each jobstore and host, `logs/`, and `ports.json`, which remembers where everybody
+listened: HOST entities carry the address of their agent, so an agent should be found again where it was.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import fcntl
+import json
+import os
+import socket
+from collections.abc import Callable, Coroutine, Iterable, Mapping
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+from waybill.v1.jobs_pb2 import Entity, EntityType
+from waybill_cli.process import Process, StartFailed
+from waybill_client import FailedPrecondition, NotFound, WaybillClient
+
+LOOPBACK = "127.0.0.1"
+
+
+@dataclass(frozen=True)
+class Ports:
+    """Where the first coordinator, the first jobstore and the hosts (counted upwards) listen; the others anywhere."""
+
+    coordinator: int = 50051
+    jobstore: int = 50052
+    hosts: int = 50061
+
+
+class Stack:
+    """The services as children: `jobstores`, `coordinators`, `hosts`.
+
+    `ports` None means any free port, or the one of the last time. `environment` goes to every child, for settings and
+    for plug-ins; a child's own may be changed before it is started again. Without `auto_restart` what ends stays down.
+    """
+
+    def __init__(
+        self,
+        data_dir: Path,
+        *,
+        hosts: int = 2,
+        coordinators: int = 1,
+        jobstores: int = 1,
+        ports: Ports | None = None,
+        environment: Mapping[str, str] | None = None,
+        auto_restart: bool = True,
+        tell: Callable[[str], None] = lambda line: None,
+    ) -> None:
+        self.data_dir = data_dir
+        self.jobstores: list[Process] = []
+        self.coordinators: list[Process] = []
+        self.hosts: list[Process] = []
+        self._counts = (jobstores, coordinators, hosts)
+        self._ports = ports
+        self._environment = dict(environment or {})
+        self._auto_restart = auto_restart
+        self._tell = tell
+        self._held = ExitStack()
+        self._pipe = -1  # the read end that children inherit; -1 before the start
+
+    @property
+    def processes(self) -> list[Process]:
+        """All of them, in the order in which they are started."""
+        return [*self.jobstores, *self.hosts, *self.coordinators]
+
+    @property
+    def database_url(self) -> str:
+        """Of the database that all jobstores share; empty if they were given one by their environment alone."""
+        external = self._setting("JOBSTORE_DATABASE_URL")
+        if external and external != "embedded":
+            return external
+        return (self.data_dir / "jobstore-1" / "database_url").read_text().strip()
+
+    def client(self, **options: Any) -> WaybillClient:
+        """A client of this stack, with the options of WaybillClient."""
+        return WaybillClient(_addresses(self.coordinators), _addresses(self.jobstores), **options)
+
+    async def __aenter__(self) -> Self:
+        try:
+            self._hold_folder()
+            self._open_pipe()
+            await self._start()
+        except BaseException:
+            await self.stop()
+            raise
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        await self.stop()
+
+    async def serving(self, timeout: float = 60.0) -> None:
+        """Waits until everybody is SERVING."""
+        await _all(process.serving(timeout) for process in self.processes)
+
+    async def kill(self, process: Process) -> None:
+        """Ends a child as a crash would; with `auto_restart` it comes back."""
+        await process.kill()
+
+    async def stop(self) -> None:
+        """Stops everybody, coordinators first and the first jobstore last."""
+        for together in (self.coordinators, self.hosts, self.jobstores[1:], self.jobstores[:1]):
+            await asyncio.gather(*(process.stop() for process in together))
+        self._held.close()
+
+    def describe(self) -> dict[str, Any]:
+        """Addresses and pids, as `waybill up --json` prints them."""
+        return {
+            "coordinators": [{"address": each.address, "pid": each.pid} for each in self.coordinators],
+            "jobstores": [{"address": each.address, "pid": each.pid} for each in self.jobstores],
+            "hosts": [{"host_id": each.name, "address": each.address, "pid": each.pid} for each in self.hosts],
+            "database_url": self.database_url,
+            "data": str(self.data_dir),
+        }
+
+    async def _start(self) -> None:
+        jobstores, coordinators, hosts = self._counts
+        self.hosts = [self._host(number) for number in range(1, hosts + 1)]
+        self.jobstores = [self._jobstore(1)]
+        await _all(process.start() for process in (*self.jobstores, *self.hosts))
+        if jobstores > 1:
+            await self.jobstores[0].serving()
+            self.jobstores += [self._jobstore(number) for number in range(2, jobstores + 1)]
+            await _all(process.start() for process in self.jobstores[1:])
+        self.coordinators = [self._coordinator(number) for number in range(1, coordinators + 1)]
+        await _all([*(process.start() for process in self.coordinators), self._declare_hosts()])
+        await self.serving()
+        self._remember_ports()
+
+    def _jobstore(self, number: int) -> Process:
+        environment = {"JOBSTORE_DATA_DIR": str(self.data_dir / f"jobstore-{number}")}
+        if number > 1:
+            environment["JOBSTORE_DATABASE_URL"] = self.database_url
+        port = self._ports.jobstore if self._ports and number == 1 else None
+        return self._process("jobstore", f"jobstore-{number}", port, environment)
+
+    def _coordinator(self, number: int) -> Process:
+        environment = {"COORDINATOR_JOBSTORE": _addresses(self.jobstores)}
+        port = self._ports.coordinator if self._ports and number == 1 else None
+        return self._process("coordinator", f"coordinator-{number}", port, environment)
+
+    def _host(self, number: int) -> Process:
+        name = f"host-{number}"
+        environment = {"HOSTAGENT_HOST_ID": name, "HOSTAGENT_DATA_DIR": str(self.data_dir / name)}
+        port = self._ports.hosts + number - 1 if self._ports else None
+        return self._process("hostagent", name, port, environment)
+
+    def _process(self, module: str, name: str, port: int | None, environment: dict[str, str]) -> Process:
+        return Process(
+            name,
+            module,
+            (LOOPBACK, self._port(name, port)),
+            environment={**self._environment, **environment},
+            log=self.data_dir / "logs" / f"{name}.log",
+            supervisor_pipe=self._pipe,
+            auto_restart=self._auto_restart,
+            tell=self._tell,
+        )
+
+    async def _declare_hosts(self) -> None:
+        """Makes the hosts known under their addresses; what else is declared of a known one stays as it is."""
+        await self.jobstores[0].serving()
+        async with self.client(wait_for_ready=True) as client:
+            declared = [await self._declaration(client, host) for host in self.hosts]
+            changed = [entity for entity in declared if entity is not None]
+            try:
+                if changed:
+                    await client.put_entities(changed)
+            except FailedPrecondition as refused:
+                self._tell(f"hosts keep the addresses that they had: {refused.message}")
+
+    async def _declaration(self, client: WaybillClient, host: Process) -> Entity | None:
+        try:
+            entity = await client.get_entity(EntityType.ENTITY_TYPE_HOST, host.name)
+        except NotFound:
+            entity = Entity(entity_type=EntityType.ENTITY_TYPE_HOST, entity_id=host.name, name=host.name)
+        if "address" in entity.declared and entity.declared["address"] == host.address:
+            return None
+        entity.declared["address"] = host.address
+        return entity
+
+    def _hold_folder(self) -> None:
+        """Keeps a second supervisor off the data folder, until this one stops or dies."""
+        self.data_dir.mkdir(parents=True, exist_ok=True)
+        lock = self._held.enter_context((self.data_dir / "lock").open("w"))
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise StartFailed(f"another supervisor uses {self.data_dir}") from None
+
+    def _open_pipe(self) -> None:
+        self._pipe, write_end = os.pipe()
+        self._held.callback(os.close, self._pipe)
+        self._held.callback(os.close, write_end)
+
+    def _setting(self, name: str) -> str:
+        return self._environment.get(name, os.environ.get(name, ""))
+
+    def _port(self, name: str, fixed: int | None) -> int:
+        if fixed is not None:
+            if not _is_free(fixed):
+                raise StartFailed(f"port {fixed} for {name} is taken; `--ports auto` takes free ones")
+            return fixed
+        remembered = self._remembered_ports().get(name, 0)
+        return remembered if _is_free(remembered) else 0
+
+    def _remembered_ports(self) -> dict[str, int]:
+        try:
+            ports: dict[str, int] = json.loads((self.data_dir / "ports.json").read_text())
+        except (FileNotFoundError, ValueError):
+            return {}
+        return ports
+
+    def _remember_ports(self) -> None:
+        ports = {process.name: int(process.address.rpartition(":")[2]) for process in self.processes}
+        (self.data_dir / "ports.json").write_text(json.dumps({**self._remembered_ports(), **ports}, indent=2))
+
+
+def _addresses(processes: Iterable[Process]) -> str:
+    return ",".join(process.address for process in processes)
+
+
+def _is_free(port: int) -> bool:
+    with socket.socket() as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind((LOOPBACK, port))
+        except OSError:
+            return False
+    return True
+
+
+async def _all(work: Iterable[Coroutine[Any, Any, None]]) -> None:
+    """Does everything at once; the first failure cancels the rest and is raised as it is."""
+    try:
+        async with asyncio.TaskGroup() as group:
+            for each in work:
+                group.create_task(each)
+    except BaseExceptionGroup as failures:
+        raise failures.exceptions[0] from None
