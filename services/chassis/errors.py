@@ -3,7 +3,7 @@
 Every failure that a caller may act on is a `WaybillError`: a gRPC code for machines that know nothing of us, a reason
 (a name of `waybill.v1.Reason`, or a plug-in's own) for those that do, and a sentence for people. It travels as
 `google.rpc.Status` with exactly one `ErrorInfo`, whether as the status of a call (it could not start) or as data in a
-job (it failed while running), and comes out as an equal `WaybillError` at the other end.
+job (it failed while running), and comes out as the same `WaybillError` at the other end.
 
     raise WaybillError ──interceptor──▶ grpc-status-details-bin ──from_rpc_error──▶ except WaybillError as error
                        ──to_status────▶ job.error, step.error   ──from_status────▶

@@ -61,7 +61,7 @@ class Interceptor(grpc.aio.ServerInterceptor):
         observers: Sequence[Observer] = (),
         limits: Mapping[str, int] | None = None,
     ) -> None:
-        """`limits`: the most bytes of a request, by service name; the others have the server's own."""
+        """`limits`: the most bytes of a request, by service name; the others have the transport's own."""
         self._ids = ids or Uuid7Ids()
         self._observers = tuple(observers)
         self._limits = limits or {}

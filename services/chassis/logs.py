@@ -17,6 +17,7 @@ from types import MappingProxyType
 from typing import Any, Final, TextIO, cast
 
 import structlog
+from structlog.typing import FilteringBoundLogger
 
 from chassis import context
 
@@ -25,15 +26,18 @@ _Processor = Callable[[Any, str, _Event], Any]
 
 _bound: ContextVar[Mapping[str, str]] = ContextVar("waybill_log_ids", default=MappingProxyType({}))
 
-_CONTROL: Final = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029]")
-_CONTROL_BUT_NEWLINE: Final = re.compile(r"[\x00-\x09\x0b-\x1f\x7f-\x9f\u2028\u2029]")
+# Control characters, separators that some readers take for a new line, marks that turn the direction of writing, and
+# halves of surrogate pairs, which no stream can encode.
+_UNSAFE: Final = r"\x00-\x09\x0b-\x1f\x7f-\x9f\u2028-\u202e\u2066-\u2069\ud800-\udfff"
+_CONTROL: Final = re.compile(f"[\n{_UNSAFE}]")
+_CONTROL_BUT_NEWLINE: Final = re.compile(f"[{_UNSAFE}]")
 _URL_PASSWORD: Final = re.compile(r"(://[^/\s:@]*):[^/\s@]+@")
-_SECRET_KEYS: Final = re.compile(r"password|passwd|secret|token(?!.*(id|page))|api_?key|authorization", re.IGNORECASE)
+_SECRET_KEYS: Final = re.compile(r"password|passwd|secret|(?<!page_)token|api_?key|authorization", re.IGNORECASE)
 
 
-def get_logger(name: str) -> structlog.stdlib.BoundLogger:
+def get_logger(name: str) -> FilteringBoundLogger:
     """Returns a logger; call it with an event name in words and the facts as keywords."""
-    return cast(structlog.stdlib.BoundLogger, structlog.get_logger(module=name))
+    return cast(FilteringBoundLogger, structlog.get_logger(module=name))
 
 
 @contextmanager
@@ -111,8 +115,12 @@ def _add_ids(_logger: object, _method: str, event: _Event) -> _Event:
 
 def _make_safe(_logger: object, _method: str, event: _Event) -> _Event:
     for key, value in event.items():
-        event[key] = "***" if _SECRET_KEYS.search(key) else _safe(value, multiline=key == "exception")
+        event[key] = _safe(value, multiline=True) if key == "exception" else _safe_under(key, value)
     return event
+
+
+def _safe_under(key: str, value: Any) -> Any:
+    return "***" if _SECRET_KEYS.search(key) else _safe(value)
 
 
 def _safe(value: Any, *, multiline: bool = False) -> Any:
@@ -121,7 +129,7 @@ def _safe(value: Any, *, multiline: bool = False) -> Any:
         text = _URL_PASSWORD.sub(r"\1:***@", value) if "://" in value else value
         return pattern.sub(lambda found: found[0].encode("unicode_escape").decode(), text)
     if isinstance(value, Mapping):
-        return {str(key): _safe(part) for key, part in value.items()}
+        return {_safe(str(key)): _safe_under(str(key), part) for key, part in value.items()}
     if isinstance(value, (list, tuple, set, frozenset)):
         return [_safe(part) for part in value]
     return value if isinstance(value, (int, float, bool, type(None))) else _safe(str(value))

@@ -119,7 +119,8 @@ def _options(mounts: Sequence[Mount]) -> list[tuple[str, Any]]:
     return [
         ("grpc.so_reuseport", 0),
         *http2.SERVER_KEEPALIVE,
-        ("grpc.max_receive_message_length", largest),
+        # Room above our own limit, whose refusal has a reason; the transport's has none.
+        ("grpc.max_receive_message_length", 2 * largest),
         ("grpc.max_send_message_length", max(largest, 64 * MIB)),
     ]
 
@@ -162,25 +163,33 @@ async def serve(
         log.info("stopping", reason=lifetime.reason)
         server.set_serving(False)
         if before_stop is not None:
-            async with asyncio.timeout(grace):
-                await before_stop()
+            await _within(grace, before_stop())
+
+
+async def _within(seconds: float, telling: Awaitable[None]) -> None:
+    try:
+        await asyncio.wait_for(telling, seconds)
+    except TimeoutError:
+        log.warning("open streams could not be told of the end in time", seconds=seconds)
 
 
 async def _until_ready(ready: Callable[[], Awaitable[None]] | None, lifetime: Lifetime) -> bool:
     """Waits for the dependencies; returns False if the end was asked for before they were up."""
-    if ready is None:
-        return not lifetime.over.is_set()
-    async with asyncio.TaskGroup() as tasks:
-        becoming = tasks.create_task(_awaited(ready()))
-        lifetime.when_over(becoming.cancel)
-        if lifetime.over.is_set():
-            becoming.cancel()
-    lifetime.when_over(None)
+    if ready is not None and not lifetime.over.is_set():
+        await _unless_over(lifetime, asyncio.ensure_future(ready()))
     return not lifetime.over.is_set()
 
 
-async def _awaited(awaitable: Awaitable[None]) -> None:
-    await awaitable
+async def _unless_over(lifetime: Lifetime, task: asyncio.Future[None]) -> None:
+    """Waits for a task, which is cancelled when the process is asked to end, and that is no error then."""
+    lifetime.when_over(task.cancel)
+    try:
+        await task
+    except asyncio.CancelledError:
+        if not lifetime.over.is_set():
+            raise
+    finally:
+        lifetime.when_over(None)
 
 
 def _lifetime_of_process() -> Lifetime:
@@ -211,13 +220,7 @@ async def _mortal(main: Coroutine[Any, Any, None]) -> None:
     lifetime.heed_signals()
     lifetime.heed_supervisor()
     _lifetime.set(lifetime)
-    task = asyncio.ensure_future(main)
-    lifetime.when_over(task.cancel)
-    try:
-        await task
-    except asyncio.CancelledError:
-        if not lifetime.over.is_set():
-            raise
+    await _unless_over(lifetime, asyncio.ensure_future(main))
 
 
 def _loop_factory() -> Callable[[], asyncio.AbstractEventLoop] | None:
