@@ -1,0 +1,46 @@
+"""The jobstore's settings: `JOBSTORE_*` in the environment."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+from pydantic import Field, field_validator
+
+from chassis.settings import ServiceSettings
+from jobstore.postgres import EMBEDDED
+
+
+def _default_data_dir() -> Path:
+    """A folder of the user's, as the XDG rules name it; below WAYBILL_DATA if that is set."""
+    if root := os.environ.get("WAYBILL_DATA"):
+        return Path(root) / "jobstore"
+    home = os.environ.get("XDG_DATA_HOME") or "~/.local/share"
+    return Path(home).expanduser() / "waybill" / "jobstore"
+
+
+class Settings(ServiceSettings, prefix="JOBSTORE_"):
+    """What a jobstore is told from outside."""
+
+    listen: str = Field("127.0.0.1:50052", description="Address to serve on; port 0 takes a free one.")
+    database_url: str = Field(
+        EMBEDDED, description="`embedded`, or the postgresql:// URL of a server, version 15 or newer."
+    )
+    data_dir: Path = Field(
+        default_factory=_default_data_dir, description="Folder of the embedded database; one jobstore owns it."
+    )
+    log_level: str = Field("INFO", description="Least severe log lines that are written: DEBUG, INFO, WARNING, ERROR.")
+
+    @field_validator("database_url")
+    @classmethod
+    def _is_embedded_or_postgres(cls, url: str) -> str:
+        if url != EMBEDDED and not url.startswith(("postgresql://", "postgres://")):
+            raise ValueError("must be `embedded` or a postgresql:// URL")
+        return url
+
+    @field_validator("log_level")
+    @classmethod
+    def _is_a_level(cls, level: str) -> str:
+        if level.upper() not in ("DEBUG", "INFO", "WARNING", "ERROR", "CRITICAL"):
+            raise ValueError("must be DEBUG, INFO, WARNING, ERROR or CRITICAL")
+        return level.upper()
