@@ -189,6 +189,7 @@ class Process:
             await asyncio.wait({line, end}, timeout=_START_SECONDS, return_when=asyncio.FIRST_COMPLETED)
             if line.done() and line.result().startswith("listening "):
                 return line.result()
+            await asyncio.wait({end}, timeout=1.0)  # stdout may close a moment before the process is gone
             became = f"ended with {end.result()}" if end.done() else "said nothing"
             raise StartFailed(f"{self.name} {became} before it listened\n{self.last_of_log()}".rstrip())
         finally:

@@ -11,7 +11,7 @@
 |                                                 | occur                                                             |
 | broken before the snapshot was complete         | Resync, then a new snapshot: jobs of the broken one may be gone   |
 | the revision is not kept any more, or the store | Resync with the reason, then a snapshot                           |
-| was replaced                                    |                                                                   |
+| was replaced or went back in time               |                                                                   |
 | the peer hangs                                  | as a broken connection: bookmarks come when idle, so silence for  |
 |                                                 | longer than two of them is a loss                                 |
 | never reached at all                            | Unavailable, unless the caller said that it waits                 |
@@ -119,16 +119,14 @@ class JobWatch:
                 lost = _away("the jobstore has fallen silent")
             except grpc.aio.AioRpcError as error:
                 lost = WaybillError.from_rpc_error(error)
-                if isinstance(lost, OutOfRange) and self._request.resume_revision:
-                    self._start_over()
-                    yield Resync(lost.reason)
+                if self._place_is_gone(lost):
+                    yield self._start_over(lost.reason)
                     continue
                 if not _is_lost(error):
                     raise lost from None
             await self._back_off(lost)
             if self._delivered and not self._whole:
-                self._start_over()
-                yield Resync("SNAPSHOT_INTERRUPTED")
+                yield self._start_over("SNAPSHOT_INTERRUPTED")
 
     async def _stream(self) -> AsyncGenerator[JobChange]:
         call = self._method(
@@ -164,10 +162,16 @@ class JobWatch:
         if self._whole:
             self._request.resume_revision = max(revision, self._request.resume_revision)
 
-    def _start_over(self) -> None:
+    def _place_is_gone(self, refused: WaybillError) -> bool:
+        """True if the store does not keep the revision to resume from, or gave it out and no longer knows it."""
+        went_back = refused.reason == "REVISION_UNKNOWN" and self._heard_at is not None
+        return self._request.resume_revision > 0 and (isinstance(refused, OutOfRange) or went_back)
+
+    def _start_over(self, reason: str) -> Resync:
         self._request.resume_revision = 0
         self._request.store_epoch = ""
         self._whole = self._delivered = False
+        return Resync(reason)
 
     async def _back_off(self, lost: WaybillError) -> None:
         if self._heard_at is None and not self._patient:

@@ -1,0 +1,92 @@
+"""Scripted services at the far end of a real connection."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Awaitable, Callable
+from typing import Any
+
+import grpc
+from google.protobuf.any_pb2 import Any as AnyMessage
+from google.rpc import error_details_pb2, status_pb2
+
+from waybill.v1 import coordinator_pb2_grpc, jobstore_pb2_grpc
+from waybill.v1.coordinator_pb2 import RunCommandRequest, RunMultipleCommandsRequest, RunMultipleCommandsResponse
+from waybill.v1.jobs_pb2 import Job
+from waybill.v1.jobstore_pb2 import (
+    GetJobRequest,
+    ListJobsRequest,
+    ListJobsResponse,
+    WatchJobsRequest,
+    WatchJobsResponse,
+)
+
+Context = grpc.aio.ServicerContext[Any, Any]
+Stream = Callable[[WatchJobsRequest, Context], AsyncIterator[WatchJobsResponse]]
+
+
+class ScriptedCoordinator(coordinator_pb2_grpc.CoordinatorServicer):
+    """Answers RunCommand as it is told to, and keeps what it was asked."""
+
+    def __init__(self) -> None:
+        self.requests: list[RunCommandRequest] = []
+        self.metadata: list[dict[str, str | bytes]] = []
+        self.answer: Callable[[RunCommandRequest, Context], Awaitable[Job]] = accept
+
+    async def RunCommand(self, request: RunCommandRequest, context: Context) -> Job:
+        self.requests.append(request)
+        self.metadata.append(dict(context.invocation_metadata() or ()))
+        return await self.answer(request, context)
+
+    async def RunMultipleCommands(
+        self, request: RunMultipleCommandsRequest, context: Context
+    ) -> RunMultipleCommandsResponse:
+        answer = RunMultipleCommandsResponse()
+        for command in request.commands:
+            if command.command_type == "Unknown":
+                answer.results.add(error=a_status(grpc.StatusCode.NOT_FOUND, "COMMAND_TYPE_UNKNOWN", "no such type"))
+            else:
+                answer.results.add(job=Job(job_id="j", command_type=command.command_type))
+        return answer
+
+
+class ScriptedJobStore(jobstore_pb2_grpc.JobStoreServicer):
+    """Serves jobs from a dict, and one scripted stream after the other."""
+
+    def __init__(self) -> None:
+        self.jobs: dict[str, Job] = {}
+        self.streams: list[Stream] = []
+        self.watches: list[WatchJobsRequest] = []
+
+    async def GetJob(self, request: GetJobRequest, context: Context) -> Job:
+        if request.job_id not in self.jobs:
+            await refuse(context, grpc.StatusCode.NOT_FOUND, "JOB_NOT_FOUND", f"no job {request.job_id}")
+        return self.jobs[request.job_id]
+
+    async def ListJobs(self, request: ListJobsRequest, context: Context) -> ListJobsResponse:
+        begin, size = int(request.page_token or 0), request.page_size or 50
+        jobs = list(self.jobs.values())
+        more = str(begin + size) if begin + size < len(jobs) else ""
+        return ListJobsResponse(jobs=jobs[begin : begin + size], next_page_token=more)
+
+    async def WatchJobs(self, request: WatchJobsRequest, context: Context) -> AsyncIterator[WatchJobsResponse]:
+        self.watches.append(request)
+        stream = self.streams.pop(0)
+        async for response in stream(request, context):
+            yield response
+
+
+def a_status(code: grpc.StatusCode, reason: str, message: str, **metadata: str) -> status_pb2.Status:
+    detail = AnyMessage()
+    detail.Pack(error_details_pb2.ErrorInfo(reason=reason, domain="waybill", metadata=metadata))
+    return status_pb2.Status(code=code.value[0], message=message, details=[detail])
+
+
+async def refuse(context: Context, code: grpc.StatusCode, reason: str, message: str, **metadata: str) -> None:
+    status = a_status(code, reason, message, **metadata)
+    await context.send_initial_metadata((("x-correlation-id", "made-by-the-service"),))
+    context.set_trailing_metadata((("grpc-status-details-bin", status.SerializeToString()),))
+    await context.abort(code, message)
+
+
+async def accept(request: RunCommandRequest, context: Context) -> Job:
+    return Job(job_id="j1", command_type=request.command_type, correlation_id=request.correlation_id)
