@@ -204,8 +204,8 @@ class Node(Protocol):
         """Tells whether it holds; None: cannot be told without what was to be left out."""
         ...
 
-    def demands(self, name: str) -> bool:
-        """Tells whether only things with one certain value of this field match."""
+    def demanded(self, name: str) -> Value | None:
+        """Returns the one value of this field that things must have to match; None: there is no such."""
         ...
 
     def comparisons(self) -> Iterable[Comparison]:
@@ -231,8 +231,8 @@ class Comparison:
         assert self.field.holds is not None
         return self.field.holds(job, self.value) is not self.negated
 
-    def demands(self, name: str) -> bool:
-        return self.field.name == name and not self.negated
+    def demanded(self, name: str) -> Value | None:
+        return self.value if self.field.name == name and not self.negated else None
 
     def comparisons(self) -> Iterable[Comparison]:
         yield self
@@ -257,8 +257,9 @@ class Conjunction:
                 known = None
         return known
 
-    def demands(self, name: str) -> bool:
-        return any(part.demands(name) for part in self.parts)
+    def demanded(self, name: str) -> Value | None:
+        values = (part.demanded(name) for part in self.parts)
+        return next((value for value in values if value is not None), None)
 
     def comparisons(self) -> Iterable[Comparison]:
         for part in self.parts:
@@ -292,9 +293,9 @@ class Filter:
         """Tells whether a field is named anywhere in it."""
         return any(each.field.name == name for each in self.tree.comparisons())
 
-    def demands(self, name: str) -> bool:
-        """Tells whether only things with one certain value of this field match."""
-        return self.tree.demands(name)
+    def demanded(self, name: str) -> Value | None:
+        """Returns the one value of this field that things must have to match; None: there is no such."""
+        return self.tree.demanded(name)
 
 
 # --- the grammar ---------------------------------------------------------------------------------------------------

@@ -5,9 +5,9 @@ serialised google.rpc.Status, JSON as JSON.
 """
 
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from datetime import UTC, datetime
-from typing import Any, Final, TypeVar
+from typing import Any, Final, Protocol, TypeVar
 
 from google.protobuf.struct_pb2 import Struct, Value
 from google.protobuf.timestamp_pb2 import Timestamp
@@ -15,10 +15,15 @@ from google.rpc.status_pb2 import Status
 
 from waybill.v1 import jobs_pb2, jobstore_pb2
 
-Row = Mapping[str, Any]
 V = TypeVar("V", bound=int)
 
 EPOCH: Final = datetime(1970, 1, 1, tzinfo=UTC)
+
+
+class Row(Protocol):
+    """A row, its columns by name."""
+
+    def __getitem__(self, column: str, /) -> Any: ...
 
 
 # --- values --------------------------------------------------------------------------------------------------------

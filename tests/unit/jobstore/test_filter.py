@@ -138,8 +138,8 @@ def test_only_a_filter_over_the_status_can_be_left() -> None:
 
 
 def test_only_an_equality_demands_one_value() -> None:
-    assert event_filter(f"job_id = {JOB_ID}").demands("job_id")
-    assert not event_filter(f"job_id != {JOB_ID}").demands("job_id")
+    assert event_filter(f"severity = ERROR AND job_id = {JOB_ID}").demanded("job_id") == JOB_ID
+    assert event_filter(f"job_id != {JOB_ID}").demanded("job_id") is None
     assert event_filter(f"job_id != {JOB_ID}").mentions("job_id")
 
 

@@ -1,0 +1,92 @@
+"""Read-only views of the store, each with a deadline.
+
+Readers have a pool of their own, so that no amount of reading makes a commit wait for a connection. Its sessions are
+read-only by default and give every statement `DEADLINE` seconds; our own side waits a little longer, so that a slow
+statement is told from a server that does not answer at all:
+
+| what happens | who notices | the caller gets |
+| --- | --- | --- |
+| the statement takes too long | the server, after `DEADLINE` | RESOURCE_EXHAUSTED: asking again will not help |
+| the server is frozen or cut off | we, `PATIENCE` later | UNAVAILABLE, and the connection is thrown away |
+| the server is gone, or going | both | UNAVAILABLE |
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from typing import Final, TypeAlias
+
+import asyncpg
+from asyncpg.pool import PoolConnectionProxy
+
+from chassis.errors import WaybillError, resource_exhausted, unavailable
+
+DEADLINE: Final = 10.0
+PATIENCE: Final = 2.0
+
+Pool: TypeAlias = "asyncpg.Pool[asyncpg.Record]"
+Connection: TypeAlias = "PoolConnectionProxy[asyncpg.Record]"
+
+AWAY: Final = (
+    OSError,  # TimeoutError is one
+    asyncpg.PostgresConnectionError,
+    asyncpg.OperatorInterventionError,
+    asyncpg.TooManyConnectionsError,
+    asyncpg.InterfaceError,
+    asyncpg.InternalClientError,  # asyncpg#1069: what it says when the server dies under it
+)
+"""What is raised when the database is away, or went away meanwhile."""
+
+
+@asynccontextmanager
+async def reading_pool(url: str, *, size: int = 12) -> AsyncIterator[Pool]:
+    """Yields the readers' pool. It connects when it is first used, and whenever that is possible again."""
+    async with asyncpg.create_pool(
+        url,
+        min_size=0,
+        max_size=size,
+        timeout=DEADLINE,
+        command_timeout=DEADLINE + PATIENCE,
+        server_settings={
+            "application_name": "waybill-jobstore-reader",
+            "default_transaction_read_only": "on",
+            "statement_timeout": f"{DEADLINE:.0f}s",
+            "idle_in_transaction_session_timeout": f"{DEADLINE:.0f}s",
+        },
+    ) as pool:
+        yield pool
+
+
+@asynccontextmanager
+async def borrowed(pool: Pool) -> AsyncIterator[Connection]:
+    """Yields a connection for statements that need not agree with each other.
+
+    Raises WaybillError UNAVAILABLE when the database is away, RESOURCE_EXHAUSTED when it took too long.
+    """
+    try:
+        async with pool.acquire(timeout=DEADLINE) as connection:
+            try:
+                yield connection
+            except (TimeoutError, asyncpg.InternalClientError):
+                connection.terminate()  # it may answer yet, to nobody
+                raise
+    except asyncpg.QueryCanceledError as error:
+        raise resource_exhausted(f"the statement took longer than {DEADLINE:.0f} s") from error
+    except AWAY as error:
+        raise away(error) from error
+
+
+@asynccontextmanager
+async def snapshot(pool: Pool) -> AsyncIterator[Connection]:
+    """Yields a connection on which every statement sees the same state of the store."""
+    async with (
+        borrowed(pool) as connection,
+        connection.transaction(isolation="repeatable_read", readonly=True),
+    ):
+        yield connection
+
+
+def away(error: BaseException) -> WaybillError:
+    """Says that the database cannot be reached; the same call will do, later."""
+    return unavailable(f"the database is away: {type(error).__name__}", retry_after=1.0)
