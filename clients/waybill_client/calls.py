@@ -29,8 +29,12 @@ class Paged(Protocol):
 
 @dataclass(frozen=True)
 class Caller:
-    """How calls are made: for whom, how long an answer may take, whether a service that is away is waited for."""
+    """How calls are made: to whom, for whom, how long an answer may take, whether a service that is away is waited for.
 
+    `peer` is what error messages call the service: `jobstore at 127.0.0.1:50052`.
+    """
+
+    peer: str
     user: str = ""
     timeout: float = 10.0
     wait_for_ready: bool = False
@@ -52,7 +56,7 @@ class Caller:
                 wait_for_ready=self.wait_for_ready,
             )
         except grpc.aio.AioRpcError as error:
-            refused = WaybillError.from_rpc_error(error)
+            refused = WaybillError.from_rpc_error(error, peer=self.peer)
             refused.correlation_id = refused.correlation_id or correlation_id
             raise refused from None
 

@@ -54,7 +54,8 @@ class WaybillClient:
     ) -> None:
         self.coordinator_address = coordinator or os.environ.get("WAYBILL_COORDINATOR") or DEFAULT_COORDINATOR
         self.jobstore_address = jobstore or os.environ.get("WAYBILL_JOBSTORE") or DEFAULT_JOBSTORE
-        self._caller = Caller(user, timeout, wait_for_ready)
+        self._runs = Caller(f"coordinator at {self.coordinator_address}", user, timeout, wait_for_ready)
+        self._reads = Caller(f"jobstore at {self.jobstore_address}", user, timeout, wait_for_ready)
         self._channels = AsyncExitStack()
 
     async def __aenter__(self) -> Self:
@@ -101,7 +102,7 @@ class WaybillClient:
             deadline=deadline,
             visible=visible,
         )
-        return await self._caller.call(
+        return await self._runs.call(
             self._coordinator.RunCommand, request, correlation_id=correlation_id, timeout=timeout
         )
 
@@ -114,29 +115,29 @@ class WaybillClient:
     ) -> list[Job | WaybillError]:
         """Runs several commands (of `command_request`) in one call; what became of each, in their order."""
         request = coordinator.RunMultipleCommandsRequest(commands=commands, policy=policy)
-        answer = await self._caller.call(self._coordinator.RunMultipleCommands, request, timeout=timeout)
+        answer = await self._runs.call(self._coordinator.RunMultipleCommands, request, timeout=timeout)
         return [each.job if each.HasField("job") else WaybillError.from_status(each.error) for each in answer.results]
 
     async def cancel_job(self, job_id: str, reason: str = "") -> Job:
         """Asks a job to stop; returns it as it is after the wish was taken, which is not its end."""
-        return await self._caller.call(
+        return await self._runs.call(
             self._coordinator.CancelJob, coordinator.CancelJobRequest(job_id=job_id, reason=reason)
         )
 
     async def list_command_types(self) -> list[coordinator.CommandType]:
         """The command types that can be run, by name."""
-        answer = await self._caller.call(self._coordinator.ListCommandTypes, coordinator.ListCommandTypesRequest())
+        answer = await self._runs.call(self._coordinator.ListCommandTypes, coordinator.ListCommandTypesRequest())
         return list(answer.command_types)
 
     # Jobs
 
     async def get_job(self, job_id: str, view: JobView.ValueType = JobView.JOB_VIEW_TREE) -> Job:
         """One job, with its steps unless the view is BASIC."""
-        return await self._caller.call(self._jobstore.GetJob, jobstore.GetJobRequest(job_id=job_id, view=view))
+        return await self._reads.call(self._jobstore.GetJob, jobstore.GetJobRequest(job_id=job_id, view=view))
 
     async def get_job_of_command(self, command_id: str, view: JobView.ValueType = JobView.JOB_VIEW_TREE) -> Job:
         """The job of a flow, by the id of any command of it."""
-        return await self._caller.call(self._jobstore.GetJob, jobstore.GetJobRequest(command_id=command_id, view=view))
+        return await self._reads.call(self._jobstore.GetJob, jobstore.GetJobRequest(command_id=command_id, view=view))
 
     def list_jobs(
         self,
@@ -148,7 +149,7 @@ class WaybillClient:
     ) -> AsyncIterator[Job]:
         """All jobs that match, newest first unless ordered `create_time`; pages are fetched as they are needed."""
         return pages(
-            lambda token: self._caller.call(
+            lambda token: self._reads.call(
                 self._jobstore.ListJobs,
                 jobstore.ListJobsRequest(
                     filter=filter, order_by=order_by, view=view, page_size=page_size, page_token=token
@@ -172,7 +173,7 @@ class WaybillClient:
             store_epoch=store_epoch,
             page_size=page_size,
         )
-        return await self._caller.call(self._jobstore.GetModifiedJobs, request)
+        return await self._reads.call(self._jobstore.GetModifiedJobs, request)
 
     def watch_jobs(
         self,
@@ -197,13 +198,7 @@ class WaybillClient:
             bookmark_interval=bookmark_interval,
             digest=digest,
         )
-        return JobWatch(
-            self._jobstore.WatchJobs,
-            request,
-            self._caller.metadata(),
-            give_up_after=give_up_after,
-            wait_for_ready=self._caller.wait_for_ready,
-        ).changes()
+        return JobWatch(self._jobstore.WatchJobs, request, self._reads, give_up_after=give_up_after).changes()
 
     async def follow_job(
         self,
@@ -262,7 +257,7 @@ class WaybillClient:
     def list_steps(self, job_id: str, *, page_size: int = 0) -> AsyncIterator[Step]:
         """The steps of a job, parents before children, by number."""
         return pages(
-            lambda token: self._caller.call(
+            lambda token: self._reads.call(
                 self._jobstore.ListSteps,
                 jobstore.ListStepsRequest(job_id=job_id, page_size=page_size, page_token=token),
             ),
@@ -271,12 +266,12 @@ class WaybillClient:
 
     async def get_step(self, step_id: str) -> Step:
         """One step."""
-        return await self._caller.call(self._jobstore.GetStep, jobstore.GetStepRequest(step_id=step_id))
+        return await self._reads.call(self._jobstore.GetStep, jobstore.GetStepRequest(step_id=step_id))
 
     def list_commands(self, flow_command_id: str, *, page_size: int = 0) -> AsyncIterator[Command]:
         """The commands of a flow, parents before children."""
         return pages(
-            lambda token: self._caller.call(
+            lambda token: self._reads.call(
                 self._jobstore.ListCommands,
                 jobstore.ListCommandsRequest(flow_command_id=flow_command_id, page_size=page_size, page_token=token),
             ),
@@ -295,7 +290,7 @@ class WaybillClient:
         """Begun tasks, calls and waits, newest first; what is given must all match, something must be given."""
         subject = Subject(entity_type=entity[0], entity_id=entity[1]) if entity else None
         return pages(
-            lambda token: self._caller.call(
+            lambda token: self._reads.call(
                 self._jobstore.ListHostTasks,
                 jobstore.ListHostTasksRequest(
                     job_id=job_id,
@@ -312,7 +307,7 @@ class WaybillClient:
     def list_locks(self, *, page_size: int = 0) -> AsyncIterator[Lock]:
         """All locks that flows hold now."""
         return pages(
-            lambda token: self._caller.call(
+            lambda token: self._reads.call(
                 self._jobstore.ListLocks, jobstore.ListLocksRequest(page_size=page_size, page_token=token)
             ),
             lambda page: page.locks,
@@ -321,7 +316,7 @@ class WaybillClient:
     def list_events(self, filter: str = "", *, page_size: int = 0) -> AsyncIterator[Event]:
         """The audit log, oldest first; those of steps only if the filter names a job or a correlation id."""
         return pages(
-            lambda token: self._caller.call(
+            lambda token: self._reads.call(
                 self._jobstore.ListEvents,
                 jobstore.ListEventsRequest(filter=filter, page_size=page_size, page_token=token),
             ),
@@ -332,7 +327,7 @@ class WaybillClient:
 
     async def get_entity(self, entity_type: EntityType.ValueType, entity_id: str) -> Entity:
         """One entity."""
-        return await self._caller.call(
+        return await self._reads.call(
             self._jobstore.GetEntity, jobstore.GetEntityRequest(entity_type=entity_type, entity_id=entity_id)
         )
 
@@ -345,7 +340,7 @@ class WaybillClient:
     ) -> AsyncIterator[Entity]:
         """Entities of a type, or of all types, by id."""
         return pages(
-            lambda token: self._caller.call(
+            lambda token: self._reads.call(
                 self._jobstore.ListEntities,
                 jobstore.ListEntitiesRequest(
                     entity_type=entity_type, filter=filter, page_size=page_size, page_token=token
@@ -356,14 +351,14 @@ class WaybillClient:
 
     async def put_entities(self, entities: Iterable[Entity]) -> list[Entity]:
         """Declares entities, all in one revision or none; returns them as stored."""
-        answer = await self._caller.call(self._jobstore.PutEntities, jobstore.PutEntitiesRequest(entities=entities))
+        answer = await self._reads.call(self._jobstore.PutEntities, jobstore.PutEntitiesRequest(entities=entities))
         return list(answer.entities)
 
     # The whole
 
     async def check_consistency(self, *, timeout: float = 60.0) -> list[jobstore.Violation]:
         """Every violation of what must always hold; empty when all is well."""
-        answer = await self._caller.call(
+        answer = await self._reads.call(
             self._jobstore.CheckConsistency, jobstore.CheckConsistencyRequest(), timeout=timeout
         )
         return list(answer.violations)

@@ -65,15 +65,18 @@ class WaybillError(Exception):
         )
 
     @staticmethod
-    def from_rpc_error(error: grpc.aio.AioRpcError) -> WaybillError:
-        """Reads what grpc raised; a transport's own failure has no Status, its reason is the code's name."""
+    def from_rpc_error(error: grpc.aio.AioRpcError, *, peer: str) -> WaybillError:
+        """Reads what grpc raised by a call to `peer`.
+
+        A failure of the transport has no Status: its reason is the name of its code.
+        """
         metadata = [*(error.initial_metadata() or ()), *(error.trailing_metadata() or ())]
         status = _first(metadata, STATUS_DETAILS)
         correlation_id = _first(metadata, CORRELATION_ID)
         return WaybillError.from_status(
             status_pb2.Status.FromString(status)
             if isinstance(status, bytes)
-            else status_pb2.Status(code=_number(error.code()), message=error.details() or ""),
+            else status_pb2.Status(code=_number(error.code()), message=_transport_message(error, peer)),
             correlation_id=correlation_id if isinstance(correlation_id, str) else "",
         )
 
@@ -159,6 +162,15 @@ class _Details(NamedTuple):
 
 def _first(metadata: Iterable[tuple[str, str | bytes]], key: str) -> str | bytes | None:
     return next((value for name, value in metadata if name == key), None)
+
+
+def _transport_message(error: grpc.aio.AioRpcError, peer: str) -> str:
+    match error.code():
+        case grpc.StatusCode.UNAVAILABLE:
+            return f"cannot reach the {peer}: {error.details()}"
+        case grpc.StatusCode.DEADLINE_EXCEEDED:
+            return f"the {peer} did not answer in time"
+    return f"the {peer} says: {error.details()}"
 
 
 def _number(code: grpc.StatusCode) -> int:

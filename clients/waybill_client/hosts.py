@@ -21,7 +21,7 @@ class HostClient:
 
     def __init__(self, address: str, *, timeout: float = 5.0, wait_for_ready: bool = False) -> None:
         self.address = address
-        self._caller = Caller(timeout=timeout, wait_for_ready=wait_for_ready)
+        self._caller = Caller(f"host agent at {address}", timeout=timeout, wait_for_ready=wait_for_ready)
         self._channels = AsyncExitStack()
 
     async def __aenter__(self) -> Self:

@@ -35,6 +35,7 @@ import grpc
 
 from waybill.v1.jobs_pb2 import Job
 from waybill.v1.jobstore_pb2 import Bookmark, WatchJobsRequest, WatchJobsResponse
+from waybill_client.calls import Caller
 from waybill_client.errors import STATUS_DETAILS, OutOfRange, Unavailable, WaybillError
 
 WatchMethod: TypeAlias = grpc.aio.UnaryStreamMultiCallable[WatchJobsRequest, WatchJobsResponse]
@@ -91,16 +92,14 @@ class JobWatch:
         self,
         method: WatchMethod,
         request: WatchJobsRequest,
-        metadata: tuple[tuple[str, str], ...] = (),
+        caller: Caller,
         *,
         give_up_after: float = math.inf,
-        wait_for_ready: bool = False,
     ) -> None:
         self._method = method
         self._request = request
-        self._metadata = metadata
+        self._caller = caller
         self._give_up_after = give_up_after
-        self._patient = wait_for_ready
         self._silence_limit = 5.0 + 2.0 * (request.bookmark_interval or _DEFAULT_BOOKMARK_SECONDS)
         self._whole = request.resume_revision > 0  # the reader's copy is a state: revisions are places to resume from
         self._delivered = False  # something of an incomplete snapshot may be in the reader's hands
@@ -114,11 +113,11 @@ class JobWatch:
                 async with aclosing(self._stream()) as changes:
                     async for change in changes:
                         yield change
-                lost = _away("the jobstore ended the stream")
+                lost = self._away("ended the stream")
             except TimeoutError:
-                lost = _away("the jobstore has fallen silent")
+                lost = self._away("has fallen silent")
             except grpc.aio.AioRpcError as error:
-                lost = WaybillError.from_rpc_error(error)
+                lost = WaybillError.from_rpc_error(error, peer=self._caller.peer)
                 if self._place_is_gone(lost):
                     yield self._start_over(lost.reason)
                     continue
@@ -130,7 +129,10 @@ class JobWatch:
 
     async def _stream(self) -> AsyncGenerator[JobChange]:
         call = self._method(
-            self._request, timeout=_STREAM_SECONDS, metadata=self._metadata, wait_for_ready=self._patient
+            self._request,
+            timeout=_STREAM_SECONDS,
+            metadata=self._caller.metadata(),
+            wait_for_ready=self._caller.wait_for_ready,
         )
         try:
             while True:
@@ -174,7 +176,7 @@ class JobWatch:
         return Resync(reason)
 
     async def _back_off(self, lost: WaybillError) -> None:
-        if self._heard_at is None and not self._patient:
+        if self._heard_at is None and not self._caller.wait_for_ready:
             raise lost
         now = asyncio.get_running_loop().time()
         self._heard_at = self._heard_at or now
@@ -184,9 +186,8 @@ class JobWatch:
         self._failures = min(self._failures + 1, 10)
         await asyncio.sleep(delay * random.uniform(0.5, 1.0))
 
-
-def _away(message: str) -> WaybillError:
-    return Unavailable(grpc.StatusCode.UNAVAILABLE, "UNAVAILABLE", message)
+    def _away(self, what: str) -> WaybillError:
+        return Unavailable(grpc.StatusCode.UNAVAILABLE, "UNAVAILABLE", f"the {self._caller.peer} {what}")
 
 
 def _is_lost(error: grpc.aio.AioRpcError) -> bool:

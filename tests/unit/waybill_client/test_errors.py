@@ -49,16 +49,17 @@ def test_retry_info_is_seconds() -> None:
 
 
 def test_a_failure_of_the_transport_has_the_name_of_its_code() -> None:
-    error = WaybillError.from_rpc_error(an_rpc_error(grpc.StatusCode.UNAVAILABLE, "connection refused"))
+    refused = an_rpc_error(grpc.StatusCode.UNAVAILABLE, "connection refused")
+    error = WaybillError.from_rpc_error(refused, peer="jobstore at 127.0.0.1:1")
     assert isinstance(error, Unavailable)
-    assert (error.reason, error.message) == ("UNAVAILABLE", "connection refused")
+    assert error.reason == "UNAVAILABLE"
+    assert error.message == "cannot reach the jobstore at 127.0.0.1:1: connection refused"
 
 
 def test_the_correlation_id_comes_back_with_the_error() -> None:
     status = a_status(grpc.StatusCode.NOT_FOUND, "no", error_details_pb2.ErrorInfo(reason="JOB_NOT_FOUND"))
-    error = WaybillError.from_rpc_error(
-        an_rpc_error(grpc.StatusCode.NOT_FOUND, "no", ("grpc-status-details-bin", status.SerializeToString()))
-    )
+    refused = an_rpc_error(grpc.StatusCode.NOT_FOUND, "no", ("grpc-status-details-bin", status.SerializeToString()))
+    error = WaybillError.from_rpc_error(refused, peer="jobstore")
     assert isinstance(error, NotFound)
     assert (error.reason, error.correlation_id) == ("JOB_NOT_FOUND", "abc")
 
