@@ -10,7 +10,7 @@ gathers, so a busy coordinator makes few large transactions and an idle one writ
 
 | when | answer |
 | --- | --- |
-| jobstore away, connection lost in COMMIT, deadline | unknown is normal: the same batch again; sequences and ids make it harmless |
+| jobstore away, connection lost in COMMIT, deadline | unknown is normal: the same batch again, which is harmless |
 | a commit is refused (lock, version, epoch) | data for the flow's tree, in its result |
 | the whole batch is refused | each part alone; a note that is refused alone is dropped with a log line |
 | a commit alone makes the jobstore stumble (INTERNAL) | a few attempts, then its flow is told |
