@@ -1,0 +1,343 @@
+"""One flow at work: a mailbox in front of a FlowTree, and the hands that do what the tree asks for.
+
+    post(event) ─▶ mailbox ─▶ tree.handle(event) ─▶ effects ─▶ perform: journal, hosts, timers, the commands' code
+         ▲                                                         │
+         └────────── what came of it, as events ◀──────────────────┘
+
+The tree is never entered twice at once: an event that arrives while one is being handled waits in the mailbox, so no
+lock is needed. What takes time (the commands' code, commits) runs in tasks that the engine owns and comes back as an
+event. An error in here is a defect: the actor is dropped and the flow is loaded anew from its rows.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections import deque
+from typing import TYPE_CHECKING, Any
+
+import grpc
+
+from chassis import logs
+from chassis.errors import WaybillError
+from coordinator import events as ev
+from coordinator import wire
+from coordinator.commands.base import Command, CommandType
+from coordinator.flow import INTERNAL, FlowTree
+from coordinator.plan import EntityRef
+from coordinator.retries import Backoff
+from coordinator.rows import Command as CommandRow
+from coordinator.rows import Failure, Leaf, Notes
+from coordinator.world import Reading, World
+from waybill.v1 import hostagent_pb2, jobs_pb2, jobstore_pb2
+
+if TYPE_CHECKING:
+    from coordinator.engine import Engine
+
+log = logs.get_logger(__name__)
+
+
+class Actor:
+    """One flow. `dropped` once it must do nothing any more."""
+
+    def __init__(self, engine: Engine, tree: FlowTree) -> None:
+        self.tree = tree
+        self.dropped = False
+        self.answer: asyncio.Future[jobs_pb2.Job] | None = None  # None unless a submitter waits
+        self._engine = engine
+        self._mailbox: deque[ev.Event] = deque()
+        self._handling = False
+        self._reading = Reading(engine.read_entities)
+        self._live: dict[str, Command] = {}
+        self._cancels: dict[int, asyncio.Future[jobs_pb2.Job]] = {}
+        self._timers: dict[str, float] = {}  # the latest moment of each key: an older one fires for nothing
+        self._waits: frozenset[EntityRef] = frozenset()
+
+    @property
+    def flow_command_id(self) -> str:
+        """The flow's name."""
+        return self.tree.root.command_id
+
+    # --- in ----------------------------------------------------------------------------------------------------------
+
+    def post(self, event: ev.Event) -> None:
+        """Takes an event and handles it, and all that it leads to at once."""
+        self._mailbox.append(event)
+        if self._handling:
+            return
+        self._handling = True
+        try:
+            while self._mailbox and not self.dropped:
+                for effect in self.tree.handle(self._mailbox.popleft(), self._engine.clock.now()):
+                    self._perform(effect)
+            self._note_waits()
+        except Exception as error:  # a defect of ours must not stop the other flows
+            self._engine.crashed(self, error)
+        finally:
+            self._handling = False
+
+    def cancel(self, user: str, reason: str) -> asyncio.Future[jobs_pb2.Job]:
+        """Asks the flow to stop; the future has the job as it is once the wish is taken, or the refusal."""
+        answer: asyncio.Future[jobs_pb2.Job] = asyncio.get_running_loop().create_future()
+        token = len(self._cancels) + 1
+        self._cancels[token] = answer
+        self.post(ev.CancelAsked(token, user, reason))
+        return answer
+
+    def job(self, *, steps: bool = False) -> jobs_pb2.Job:
+        """The job as it is."""
+        return wire.job_message(self.tree.job, self.flow_command_id, self.tree.planned_steps() if steps else ())
+
+    def drop(self, why: WaybillError) -> None:
+        """Does nothing any more; whoever waits is told why."""
+        self.dropped = True
+        for waiting in (self.answer, *self._cancels.values()):
+            if waiting is not None and not waiting.done():
+                waiting.set_exception(why)
+        self._cancels.clear()
+
+    def _note_waits(self) -> None:
+        waits = frozenset(self.tree.waits_for())
+        if waits != self._waits:
+            self._engine.waits_changed(self, self._waits, waits)
+            self._waits = waits
+
+    # --- out ---------------------------------------------------------------------------------------------------------
+
+    def _perform(self, effect: ev.Effect) -> None:
+        match effect:
+            case ev.Commit():
+                self._write_down(effect)
+            case ev.Start():
+                self._engine.hosts.start(effect.leaf.host_id, self._spec(effect.leaf), effect.leaf.deadline or None)
+                self._engine.expect(effect.leaf.task_id, self)
+            case ev.CallHost():
+                self._engine.hosts.call(effect.leaf.host_id, self._spec(effect.leaf), effect.leaf.deadline or None)
+                self._engine.expect(effect.leaf.task_id, self)
+            case ev.RunPlan():
+                self._engine.background.start(self._plan(effect.command_id), "plan")
+            case ev.RunEnd():
+                self._end(effect)
+            case ev.Answer():
+                self._answer(self.job())
+            case ev.SetTimer():
+                self._set_timer(effect)
+            case ev.Clear():
+                self._clear(effect.leaves)
+            case ev.Stop():
+                job = self.tree.job
+                leaf = effect.leaf
+                self._engine.hosts.stop(
+                    leaf.host_id, leaf.task_id, self.flow_command_id, self.tree.epoch, job.correlation_id
+                )
+            case ev.AnswerCancel():
+                self._answer_cancel(effect)
+            case ev.Refuse():
+                self._refuse(effect.failure)
+            case ev.Retry():
+                log.error("the store refuses a commit", job_id=self.tree.job.job_id, reason=effect.failure.message)
+            case ev.Abandon():
+                self._engine.abandoned(self, wire.error_from(effect.failure))
+            case ev.Done():
+                self._engine.done(self)
+
+    def _answer(self, job: jobs_pb2.Job) -> None:
+        if self.answer is not None and not self.answer.done():
+            self.answer.set_result(job)
+
+    def _refuse(self, failure: Failure) -> None:
+        if self.answer is not None and not self.answer.done():
+            self.answer.set_exception(wire.error_from(failure))
+
+    def _answer_cancel(self, effect: ev.AnswerCancel) -> None:
+        answer = self._cancels.pop(effect.token, None)
+        if answer is None or answer.done():
+            return
+        if effect.failure is None:
+            answer.set_result(self.job())
+        else:
+            answer.set_exception(wire.error_from(effect.failure))
+
+    def _set_timer(self, effect: ev.SetTimer) -> None:
+        key, at = effect.key, effect.at
+        self._timers[key] = at
+
+        def fire() -> None:
+            if not self.dropped and self._timers.get(key) == at:
+                del self._timers[key]
+                self.post(ev.TimerFired(key))
+
+        self._engine.timers.at(at, fire)
+
+    def _clear(self, leaves: tuple[Leaf, ...]) -> None:
+        by_host: dict[str, list[str]] = {}
+        for leaf in leaves:
+            by_host.setdefault(leaf.host_id, []).append(leaf.task_id)
+        for host_id, task_ids in by_host.items():
+            self._engine.hosts.clear(host_id, task_ids)
+
+    def _spec(self, leaf: Leaf) -> hostagent_pb2.TaskSpec:
+        job = self.tree.job
+        spec = hostagent_pb2.TaskSpec(
+            task_id=leaf.task_id,
+            verb=leaf.verb,
+            arguments=wire.struct(leaf.arguments),
+            flow_command_id=self.flow_command_id,
+            epoch=self.tree.epoch,
+            incarnation=leaf.incarnation,
+            priority=job.priority,
+            correlation_id=job.correlation_id,
+            traceparent=self.tree.command(leaf.command_id).traceparent,
+            job_id=job.job_id,
+            command_id=leaf.command_id,
+            span_id=leaf.span_id,
+        )
+        if leaf.expected_generation is not None:
+            spec.expected_generation = leaf.expected_generation
+        return spec
+
+    # --- commits -----------------------------------------------------------------------------------------------------
+
+    def _write_down(self, effect: ev.Commit) -> None:
+        for leaf in effect.mutations.new_leaves.values():
+            leaf.incarnation = leaf.incarnation or self._engine.hosts.incarnation_of(leaf.host_id)
+        message = wire.commit_message(self.tree, effect.mutations, effect.sequence, self._engine.ids.new)
+        self._reading.forget()
+        self._engine.background.start(self._commit(message), "commit")
+
+    async def _commit(self, message: jobstore_pb2.FlowCommit) -> None:
+        try:
+            result = await self._engine.journal.commit(message)
+        except WaybillError as error:  # the lease is lost, or we are going down: the flow is not ours any more
+            self._engine.abandoned(self, error)
+            return
+        if result.HasField("existing_job"):
+            self._answer(result.existing_job)
+            self._engine.done(self)
+        elif result.HasField("error"):
+            self._reading.forget()
+            self.post(ev.RecordRefused(wire.failure_from(result.error)))
+        else:
+            seen = {
+                EntityRef(wire.ENTITY_NAMES[entity.entity_type], entity.entity_id): wire.observation_from(
+                    entity.observed
+                )
+                for entity in result.entities
+            }
+            self.post(ev.Recorded(result.revision, wire.seconds_of(result.time), seen))
+
+    # --- the commands' code ------------------------------------------------------------------------------------------
+
+    def _type(self, row: CommandRow) -> CommandType:
+        found = self._engine.registry.get(row.command_type)
+        if found is None:
+            message = f"command type {row.command_type} is not registered here any more; its row is kept"
+            raise WaybillError(grpc.StatusCode.FAILED_PRECONDITION, "COMMAND_TYPE_GONE", message)
+        return found
+
+    def _command(self, row: CommandRow) -> Command:
+        """The live command of a row; made of its stored parameters once."""
+        command = self._live.get(row.command_id)
+        if command is None:
+            command = self._type(row).read(row.parameters_version, row.parameters)
+            self._live[row.command_id] = command
+        return command
+
+    def keep(self, command_id: str, command: Command) -> None:
+        """Spares reading the parameters again that were just checked."""
+        self._live[command_id] = command
+
+    def _world(self, *, guard_reads: bool) -> World:
+        return World(self._reading, self._engine.known_hosts, guard_reads=guard_reads)
+
+    async def _plan(self, command_id: str) -> None:
+        row = self.tree.command(command_id)
+        with self._log_ids(command_id):
+            planned = await self._store_willing(lambda: self._plan_once(row))
+        if planned is not None:
+            self.post(planned)
+
+    async def _plan_once(self, row: CommandRow) -> ev.Planned:
+        world, executing = self._world(guard_reads=True), False
+        try:
+            command = self._command(row)
+            await command.validate(world)
+            executing = True
+            plan = await command.execute(world)
+        except WaybillError as error:
+            if error.code is grpc.StatusCode.UNAVAILABLE:
+                raise
+            return ev.Planned(row.command_id, failure=wire.failure_of(error), executing=executing)
+        except Exception as error:  # a command's own defect is that command's failure
+            log.exception("a command raised", command_type=row.command_type)
+            return ev.Planned(row.command_id, failure=_raised(row, error), executing=executing)
+        world.notes.locks = command.locks()
+        if row is self.tree.root:
+            self._name_job(command)
+        return ev.Planned(row.command_id, plan, world.notes)
+
+    async def rehearse(self, command_id: str) -> ev.Planned:
+        """Plans a command without telling the tree: for `validate_only`."""
+        return await self._plan_once(self.tree.command(command_id))
+
+    def _name_job(self, command: Command) -> None:
+        """Description and subject names are what they are when the job is made; they outlive the entities."""
+        if self.tree.sequence == 0:
+            names = {ref: self._reading.name_of(ref) for ref in command.subjects()}
+            self.tree.name(command.type_.describe(command, self._reading.name_of), names)
+
+    def _end(self, effect: ev.RunEnd) -> None:
+        row = self.tree.command(effect.command_id)
+        kind = self._engine.registry.get(row.command_type)
+        if kind is not None and effect.succeeded and kind.ends_plainly:
+            self.post(ev.Ended(row.command_id))
+        elif not effect.succeeded and (kind is None or kind.compensates):
+            self.post(ev.Ended(row.command_id, compensate=True))
+        else:
+            self._engine.background.start(self._run_end(row, effect.succeeded), "end")
+
+    async def _run_end(self, row: CommandRow, succeeded: bool) -> None:
+        with self._log_ids(row.command_id):
+            ended = await self._store_willing(lambda: self._end_once(row, succeeded))
+        if ended is not None:
+            self.post(ended)
+
+    async def _end_once(self, row: CommandRow, succeeded: bool) -> ev.Ended:
+        world = self._world(guard_reads=False)
+        try:
+            command = self._command(row)
+            await (command.end_successfully(world) if succeeded else command.end_with_failure(world))
+        except WaybillError as error:
+            if error.code is grpc.StatusCode.UNAVAILABLE:
+                raise
+            return ev.Ended(row.command_id, failure=wire.failure_of(error))
+        except Exception as error:
+            log.exception("an end method raised", command_type=row.command_type, attempt=row.end_attempts + 1)
+            return ev.Ended(row.command_id, failure=_raised(row, error))
+        notes: Notes = world.notes
+        return ev.Ended(row.command_id, notes)
+
+    async def _store_willing(self, run: Any) -> Any:
+        """Runs a command's code again while the store cannot be read; a flow that nobody knows of is refused instead.
+
+        Returns None when the actor was dropped or the flow refused meanwhile.
+        """
+        pauses = Backoff(self._engine.rng)
+        while not self.dropped:
+            try:
+                return await run()
+            except WaybillError as error:
+                if self.tree.sequence == 0 and self.answer is not None:
+                    self._engine.abandoned(self, error)
+                    return None
+                log.warning("the store cannot be read", reason=error.message)
+            await self._engine.clock.sleep(pauses.next())
+        return None
+
+    def _log_ids(self, command_id: str) -> Any:
+        job = self.tree.job
+        return logs.bound(correlation_id=job.correlation_id, job_id=job.job_id, command_id=command_id)
+
+
+def _raised(row: CommandRow, error: Exception) -> Failure:
+    message = f"{row.command_type} raised {type(error).__name__}: {error}"
+    return Failure(INTERNAL, "COMMAND_RAISED", message, {"exception": type(error).__name__})

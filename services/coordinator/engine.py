@@ -1,0 +1,321 @@
+"""The engine: all flows that this coordinator owns, and the world around them.
+
+    submissions ─┐                    ┌─▶ Journal (what is decided)
+    cancels ─────┤                    ├─▶ Hosts   (what is to be done)
+    task reports ┼─▶ Actor per flow ──┤
+    observations ┤   (`actor.py`)     └─▶ Timers
+    claimed rows ┘
+
+It finds the flow that a word from outside is for, and nothing else: what it means is the tree's to decide
+(`flow.py`). Its maps (flow, job, task, awaited entity → actor) hold live flows alone; everything durable is in the
+jobstore, so losing all of this loses nothing.
+
+| when | answer |
+| --- | --- |
+| a report for a task of no flow here | ignored: the flow has ended, or another coordinator owns it |
+| an actor has a defect | it is dropped, said loudly, and its flow is loaded anew from its rows, with growing pauses |
+| STALE_EPOCH | its actor stops, nothing else is done about the flow |
+| the lease is lost, or the process goes down | all actors stop; whoever waits for an answer gets UNAVAILABLE |
+"""
+
+from __future__ import annotations
+
+import asyncio
+import random
+from collections import deque
+from collections.abc import Sequence
+
+from chassis import logs
+from chassis.clock import Clock, Ids
+from chassis.errors import WaybillError, internal, unavailable
+from coordinator import events as ev
+from coordinator import wire
+from coordinator.actor import Actor
+from coordinator.background import Background
+from coordinator.commands.base import Command, Registry
+from coordinator.flow import FlowTree
+from coordinator.hosts import Hosts
+from coordinator.journal import Journal
+from coordinator.plan import EntityRef
+from coordinator.retries import Backoff
+from coordinator.rows import Cancel, Job, Status
+from coordinator.rows import Command as CommandRow
+from coordinator.taskbook import TaskReport
+from coordinator.timers import Timers
+from coordinator.world import Entity
+from waybill.v1 import jobs_pb2, jobstore_pb2
+
+log = logs.get_logger(__name__)
+
+
+class Engine:
+    """See the module. Its parts are for its actors."""
+
+    def __init__(
+        self,
+        journal: Journal,
+        hosts: Hosts,
+        registry: Registry,
+        background: Background,
+        clock: Clock,
+        ids: Ids,
+        rng: random.Random,
+    ) -> None:
+        self.journal = journal
+        self.hosts = hosts
+        self.registry = registry
+        self.background = background
+        self.clock = clock
+        self.ids = ids
+        self.rng = rng
+        self.timers = Timers(clock)
+        self._flows: dict[str, Actor] = {}
+        self._by_job: dict[str, Actor] = {}
+        self._by_task: dict[str, Actor] = {}
+        self._waiting: dict[EntityRef, set[Actor]] = {}
+        self._known_hosts: dict[str, Entity] = {}
+        self._crashes: dict[str, Backoff] = {}  # of flows whose actor had a defect
+        self._stopped: WaybillError | None = None  # why nothing is taken any more
+
+    def start(self) -> None:
+        """Begins to listen; the background must have been entered."""
+        self.background.start(self.timers.run(), "timers")
+        self.journal.on_entities(self.entities_changed)
+        self.journal.on_requests(self.requests_left)
+
+    def stop(self, why: WaybillError) -> None:
+        """Takes nothing any more and drops all flows: they go on where they are claimed."""
+        self._stopped = self._stopped or why
+        for actor in list(self._flows.values()):
+            self.abandoned(actor, why)
+
+    @property
+    def flows(self) -> int:
+        """How many flows are at work."""
+        return len(self._flows)
+
+    # --- submissions -------------------------------------------------------------------------------------------------
+
+    async def submit(self, job: Job, command: Command) -> jobs_pb2.Job:
+        """Starts a flow and returns its job once that is durable.
+
+        Raises:
+            WaybillError: REQUEST_ID_REUSED, or UNAVAILABLE with nothing stored that would not be found again by the
+                same request id.
+        """
+        actor = self._new_actor(job, command)
+        actor.answer = self._answer_future()
+        self._add(actor)
+        actor.post(ev.Submitted())
+        return await actor.answer
+
+    async def plan_only(self, job: Job, command: Command) -> jobs_pb2.Job:
+        """Returns the job as it would be planned, storing nothing: PENDING with its steps, or FAILED with the reason."""
+        actor = self._new_actor(job, command)
+        return await Rehearsal(actor).run()
+
+    def _new_actor(self, job: Job, command: Command) -> Actor:
+        if self._stopped is not None:
+            raise self._stopped
+        root = CommandRow(
+            command_id=self.ids.new(),
+            parent_command_id="",
+            command_type=command.command_type,
+            parameters=job.parameters,
+            parameters_version=command.parameters_version,
+        )
+        actor = Actor(self, FlowTree(job, root, cancel=command.type_.cancel))
+        actor.keep(root.command_id, command)
+        return actor
+
+    def _answer_future(self) -> asyncio.Future[jobs_pb2.Job]:
+        return asyncio.get_running_loop().create_future()
+
+    def _add(self, actor: Actor) -> None:
+        self._flows[actor.flow_command_id] = actor
+        self._by_job[actor.tree.job.job_id] = actor
+
+    # --- cancels -----------------------------------------------------------------------------------------------------
+
+    async def cancel(self, job_id: str, user: str, reason: str) -> jobs_pb2.Job | None:
+        """Asks a job's flow to stop; returns the job as it is once the wish is taken, None if no flow here has it."""
+        actor = self._by_job.get(job_id)
+        return await actor.cancel(user, reason) if actor is not None else None
+
+    def requests_left(self, requests: Sequence[jobstore_pb2.FlowRequest]) -> None:
+        """Takes intents that others left in the store for flows of ours."""
+        for request in requests:
+            actor = self._flows.get(request.flow_command_id)
+            if actor is None:
+                continue
+            if request.kind == "CANCEL":
+                actor.post(ev.CancelAsked(0, request.user, request.reason, request.request_id))
+            else:
+                log.warning("an intent that this release does not know", kind=request.kind)
+
+    # --- what is heard -----------------------------------------------------------------------------------------------
+
+    def task_reported(self, report: TaskReport) -> None:
+        """Takes what a host says about a task or call."""
+        actor = self._by_task.get(report.task_id)
+        if actor is None:
+            return
+        over = bool(report.result) or report.refused or report.lost
+        if over:
+            del self._by_task[report.task_id]
+        error = wire.failure_from(report.error) if report.error is not None else None
+        actor.post(
+            ev.LeafReported(
+                task_id=report.task_id,
+                result=report.result or ("CLEAN_SUCCESS" if report.refused else ""),
+                progress=report.progress,
+                error=error,
+                answer=report.answer,
+                incarnation=report.incarnation,
+                observation_number=report.observation_number,
+                lost=report.lost,
+            )
+        )
+
+    def entities_changed(self, entities: Sequence[jobs_pb2.Entity]) -> None:
+        """Takes what the store says about entities."""
+        for message in entities:
+            if message.entity_type == jobs_pb2.ENTITY_TYPE_HOST:
+                self.hosts.learn(message)
+                self._remember_host(wire.entity_from(message))
+            ref = EntityRef(wire.ENTITY_NAMES[message.entity_type], message.entity_id)
+            for actor in tuple(self._waiting.get(ref, ())):
+                actor.post(ev.EntitySeen(ref, wire.observation_from(message.observed)))
+
+    def _remember_host(self, host: Entity) -> None:
+        if host.exists:
+            self._known_hosts[host.ref.entity_id] = host
+        else:
+            self._known_hosts.pop(host.ref.entity_id, None)
+
+    def flows_claimed(self, flows: Sequence[jobstore_pb2.FlowRows]) -> None:
+        """Takes up flows that were claimed."""
+        for message in flows:
+            if message.flow_command_id in self._flows or self._stopped is not None:
+                continue
+            try:
+                self._take_up(message)
+            except Exception as error:  # one flow that cannot be read must not keep the others from going on
+                log.exception("a flow cannot be taken up", flow_command_id=message.flow_command_id)
+                self._load_later(message.flow_command_id, error)
+
+    def _take_up(self, message: jobstore_pb2.FlowRows) -> None:
+        rows = wire.rows_from(message)
+        kind = self.registry.get(rows.job.command_type)
+        actor = Actor(self, FlowTree.load(rows, cancel=kind.cancel if kind is not None else Cancel.NONE))
+        self._add(actor)
+        actor.post(ev.Recovered())
+        self.requests_left(message.requests)
+
+    # --- for actors --------------------------------------------------------------------------------------------------
+
+    def known_hosts(self) -> Sequence[Entity]:
+        """The hosts as they were last heard of."""
+        return tuple(self._known_hosts.values())
+
+    async def read_entities(self, refs: Sequence[EntityRef]) -> list[Entity]:
+        """Reads entities from the store, in the order asked."""
+        messages = await self.journal.read_entities([wire.ref_message(ref) for ref in refs])
+        return [wire.entity_from(message) for message in messages]
+
+    def expect(self, task_id: str, actor: Actor) -> None:
+        """Reports of this task are for that flow."""
+        self._by_task[task_id] = actor
+
+    def waits_changed(self, actor: Actor, before: frozenset[EntityRef], now: frozenset[EntityRef]) -> None:
+        """The flow waits for other entities than before."""
+        for ref in before - now:
+            waiting = self._waiting.get(ref, set())
+            waiting.discard(actor)
+            if not waiting:
+                self._waiting.pop(ref, None)
+        for ref in now - before:
+            self._waiting.setdefault(ref, set()).add(actor)
+
+    def done(self, actor: Actor) -> None:
+        """The flow has ended, durably."""
+        self._forget(actor)
+        self._crashes.pop(actor.flow_command_id, None)
+
+    def abandoned(self, actor: Actor, why: WaybillError) -> None:
+        """The flow is not ours any more, or never became one."""
+        actor.drop(why)
+        self._forget(actor)
+
+    def crashed(self, actor: Actor, error: Exception) -> None:
+        """An actor has a defect: its flow is loaded anew, after a pause that grows."""
+        job = actor.tree.job
+        log.error("a flow's actor crashed", exc_info=error, job_id=job.job_id, correlation_id=job.correlation_id)
+        stored = actor.tree.sequence > 0
+        self.abandoned(actor, internal(f"a defect stopped job {job.job_id}; it is taken up again from what is stored"))
+        if stored:
+            self._load_later(actor.flow_command_id, error)
+
+    def _load_later(self, flow_command_id: str, error: Exception) -> None:
+        pause = self._crashes.setdefault(flow_command_id, Backoff(self.rng, first=1.0, longest=60.0)).next()
+        log.error("a flow is loaded anew", flow_command_id=flow_command_id, seconds=pause, reason=str(error))
+        self.timers.at(self.clock.now() + pause, lambda: self._begin_load(flow_command_id))
+
+    def _begin_load(self, flow_command_id: str) -> None:
+        self.background.start(self._load(flow_command_id), "load")
+
+    async def _load(self, flow_command_id: str) -> None:
+        if self._stopped is None:
+            self.flows_claimed(await self.journal.load_flows([flow_command_id]))
+
+    def _forget(self, actor: Actor) -> None:
+        if self._flows.get(actor.flow_command_id) is actor:
+            del self._flows[actor.flow_command_id]
+            self._by_job.pop(actor.tree.job.job_id, None)
+        begun = [leaf.task_id for leaf in actor.tree.leaves.values() if self._by_task.pop(leaf.task_id, None)]
+        if begun:
+            self.hosts.forget(begun)
+        self.waits_changed(actor, frozenset(self._waits_of(actor)), frozenset())
+        actor.dropped = True
+
+    def _waits_of(self, actor: Actor) -> list[EntityRef]:
+        return [ref for ref, actors in self._waiting.items() if actor in actors] if self._waiting else []
+
+
+class Rehearsal:
+    """Plans a flow as if it were submitted, up to the commit that it would make."""
+
+    def __init__(self, actor: Actor) -> None:
+        self._actor = actor
+
+    async def run(self) -> jobs_pb2.Job:
+        """Returns the job as planned."""
+        tree = self._actor.tree
+        pending = deque(tree.handle(ev.Submitted(), 0.0))
+        while pending:
+            effect = pending.popleft()
+            if isinstance(effect, ev.RunPlan):
+                pending.extend(tree.handle(await self._actor.rehearse(effect.command_id), 0.0))
+            elif isinstance(effect, ev.Commit | ev.RunEnd):
+                break  # all that can be said before anything has happened
+        job = self._actor.job(steps=True)
+        job.job_id = job.flow_command_id = ""
+        if tree.job.status is not Status.FAILED:
+            _unstart(job)
+        return job
+
+
+def _unstart(job: jobs_pb2.Job) -> None:
+    job.status = jobs_pb2.EXECUTION_STATUS_PENDING
+    job.progress = 0
+    for step in job.steps:
+        step.status = jobs_pb2.EXECUTION_STATUS_PENDING
+        step.progress = 0
+        step.ClearField("job_id")
+        step.ClearField("external_id")
+        step.ClearField("external_system_type")
+
+
+def going_down() -> WaybillError:
+    """What callers are told by a coordinator that stops."""
+    return unavailable("this coordinator is going down; another one will answer", reason="SHUTTING_DOWN")

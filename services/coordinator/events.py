@@ -1,0 +1,234 @@
+"""What a flow is told (events) and what it asks for (effects). Plain data, standard library only."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from coordinator.plan import EntityRef, Observation, Plan
+from coordinator.rows import Failure, Leaf, Mutations, Notes
+
+Json = Any
+
+
+# --- events ----------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class Submitted:
+    """A new flow begins."""
+
+
+@dataclass(frozen=True, slots=True)
+class Recovered:
+    """A flow was loaded from its rows and goes on."""
+
+
+@dataclass(frozen=True, slots=True)
+class Planned:
+    """validate and execute have run: a plan with notes, or a failure (`executing` tells in which of the two)."""
+
+    command_id: str
+    plan: Plan | None = None
+    notes: Notes = field(default_factory=Notes)
+    failure: Failure | None = None
+    executing: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Ended:
+    """The end method has run: notes, or a failure if it raised; `compensate` asks for the default, undoing."""
+
+    command_id: str
+    notes: Notes = field(default_factory=Notes)
+    failure: Failure | None = None
+    compensate: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Recorded:
+    """The commit in flight is durable. `seen`: the entities that it was asked to report, as they are."""
+
+    revision: int
+    time: float
+    seen: Mapping[EntityRef, Observation] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class RecordRefused:
+    """The store refused the commit in flight; nothing of it was stored."""
+
+    failure: Failure
+
+
+@dataclass(frozen=True, slots=True)
+class LeafReported:
+    """A host says how a task or call is. `result` is "" until it is over; `lost`: nobody can tell what became of it."""
+
+    task_id: str
+    result: str = ""
+    progress: int = 0
+    error: Failure | None = None
+    answer: Json = None
+    incarnation: str = ""
+    observation_number: int = 0
+    lost: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class EntitySeen:
+    """A host's observation of an entity has been stored."""
+
+    entity: EntityRef
+    observation: Observation
+
+
+@dataclass(frozen=True, slots=True)
+class TimerFired:
+    """A timer that the flow asked for."""
+
+    key: str
+
+
+@dataclass(frozen=True, slots=True)
+class CancelAsked:
+    """Somebody wants the job stopped. `token` comes back with the answer; `request_id` if it came through the store."""
+
+    token: int
+    user: str
+    reason: str = ""
+    request_id: str = ""
+
+
+Event = (
+    Submitted
+    | Recovered
+    | Planned
+    | Ended
+    | Recorded
+    | RecordRefused
+    | LeafReported
+    | EntitySeen
+    | TimerFired
+    | CancelAsked
+)
+
+
+# --- effects ---------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class RunPlan:
+    """Run validate and execute of a command; answer with Planned."""
+
+    command_id: str
+
+
+@dataclass(frozen=True, slots=True)
+class RunEnd:
+    """Run the end method of a command; answer with Ended."""
+
+    command_id: str
+    succeeded: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Commit:
+    """Make these mutations durable under this sequence; answer with Recorded or RecordRefused."""
+
+    mutations: Mutations
+    sequence: int
+
+
+@dataclass(frozen=True, slots=True)
+class Start:
+    """Have the host start the task; sent again after a restart."""
+
+    leaf: Leaf
+
+
+@dataclass(frozen=True, slots=True)
+class CallHost:
+    """Have the host run the short verb; sent again after a restart."""
+
+    leaf: Leaf
+
+
+@dataclass(frozen=True, slots=True)
+class Stop:
+    """Have the host stop the task."""
+
+    leaf: Leaf
+
+
+@dataclass(frozen=True, slots=True)
+class Clear:
+    """Have hosts forget these tasks and calls: the flow has ended."""
+
+    leaves: tuple[Leaf, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class SetTimer:
+    """Say TimerFired(key) at this Unix time; a later one of the same key replaces it."""
+
+    key: str
+    at: float
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """The job is durable: its submitter can be told."""
+
+
+@dataclass(frozen=True, slots=True)
+class Refuse:
+    """Nothing was stored: the submitter is told why."""
+
+    failure: Failure
+
+
+@dataclass(frozen=True, slots=True)
+class AnswerCancel:
+    """Tell whoever asked for the cancel: taken (None) or why not."""
+
+    token: int
+    failure: Failure | None
+
+
+@dataclass(frozen=True, slots=True)
+class Abandon:
+    """Another coordinator owns the flow now: stop, and do nothing else about it."""
+
+    failure: Failure
+
+
+@dataclass(frozen=True, slots=True)
+class Retry:
+    """The store refused a commit for no reason of the flow's: the same again, later, and somebody is told."""
+
+    failure: Failure
+
+
+@dataclass(frozen=True, slots=True)
+class Done:
+    """The flow has ended, durably."""
+
+
+Effect = (
+    RunPlan
+    | RunEnd
+    | Commit
+    | Start
+    | CallHost
+    | Stop
+    | Clear
+    | SetTimer
+    | Answer
+    | Refuse
+    | AnswerCancel
+    | Abandon
+    | Retry
+    | Done
+)

@@ -1,0 +1,354 @@
+"""The rows of a flow as the tree holds them, and the mutations that a commit makes of them.
+
+Plain data, standard library only. Names are those of the protos and of the tables; times that the store sets are Unix
+seconds, 0.0 before they are known.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from enum import StrEnum
+from typing import Any
+
+from coordinator.plan import EntityRef, Observation
+
+Json = Any
+
+
+class Status(StrEnum):
+    """Execution status of a job or step."""
+
+    PENDING = "PENDING"
+    STARTED = "STARTED"
+    FINISHED = "FINISHED"
+    FAILED = "FAILED"
+    ABORTED = "ABORTED"
+    UNKNOWN = "UNKNOWN"
+    SKIPPED = "SKIPPED"
+
+    @property
+    def ended(self) -> bool:
+        """True in the statuses that never change again."""
+        return self not in (Status.PENDING, Status.STARTED)
+
+
+class CommandStatus(StrEnum):
+    """Status of a command: "work over" and "end method ran" are different facts."""
+
+    NOT_STARTED = "NOT_STARTED"
+    ACTIVE = "ACTIVE"
+    EXECUTION_FAILED = "EXECUTION_FAILED"
+    SUCCEEDED = "SUCCEEDED"
+    FAILED = "FAILED"
+    ENDED_SUCCESSFULLY = "ENDED_SUCCESSFULLY"
+    ENDED_WITH_FAILURE = "ENDED_WITH_FAILURE"
+    UNKNOWN = "UNKNOWN"
+
+    @property
+    def ended(self) -> bool:
+        """True once nothing more will happen to the command."""
+        return self in (CommandStatus.ENDED_SUCCESSFULLY, CommandStatus.ENDED_WITH_FAILURE, CommandStatus.UNKNOWN)
+
+
+class LeafKind(StrEnum):
+    """Kind of a begun leaf."""
+
+    TASK = "TASK"
+    CALL = "CALL"
+    WAIT = "WAIT"
+
+
+class Cancel(StrEnum):
+    """What cancelling a command of a type does (`semantics` §8)."""
+
+    NONE = "NONE"
+    BEFORE_START = "BEFORE_START"
+    REVERT = "REVERT"
+    FINISH_FORWARD = "FINISH_FORWARD"
+
+
+class Severity(StrEnum):
+    """How bad an event is."""
+
+    NORMAL = "NORMAL"
+    WARNING = "WARNING"
+    ERROR = "ERROR"
+    ALERT = "ALERT"
+
+
+@dataclass(frozen=True, slots=True)
+class Failure:
+    """Why something did not end well: a gRPC status code's number, a reason for programs, words for people."""
+
+    code: int
+    reason: str
+    message: str
+    metadata: Mapping[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class Subject:
+    """What a job is about, with its name as it was."""
+
+    entity_type: str
+    entity_id: str
+    name: str = ""
+
+
+@dataclass(slots=True)
+class Job:
+    """A row of the job table."""
+
+    job_id: str
+    command_type: str
+    description: str
+    owner: str
+    correlation_id: str
+    parameters: Mapping[str, Json] = field(default_factory=dict)
+    status: Status = Status.PENDING
+    subjects: tuple[Subject, ...] = ()
+    progress: int = 0
+    visible: bool = True
+    auto_cleared: bool = True
+    cancelable: Cancel = Cancel.NONE
+    priority: int = 0
+    restarted_from: str = ""
+    error: Failure | None = None
+    request_id: str = ""
+    request_hash: bytes = b""
+    deadline: float = 0.0
+    categories: tuple[str, ...] = ()
+    cancel_requested_by: str = ""
+    trace_id: str = ""
+    span_id: str = ""
+    create_time: float = 0.0
+    start_time: float = 0.0
+    end_time: float = 0.0
+    update_time: float = 0.0
+    revision: int = 0
+
+
+@dataclass(slots=True)
+class Step:
+    """A row of the step table."""
+
+    step_id: str
+    parent_step_id: str
+    command_id: str
+    step_type: str
+    number: int
+    description: str = ""
+    status: Status = Status.PENDING
+    progress: int = 0
+    external_id: str = ""
+    subjects: tuple[Subject, ...] = ()
+    error: Failure | None = None
+    weight: float = 1.0
+    span_id: str = ""
+
+
+@dataclass(slots=True)
+class Command:
+    """A row of the command table. `plans` holds the sealed plan of each attempt, as JSON; `node` is "attempt:path"."""
+
+    command_id: str
+    parent_command_id: str
+    command_type: str
+    parameters: Mapping[str, Json]
+    parameters_version: int
+    step_id: str = ""
+    status: CommandStatus = CommandStatus.NOT_STARTED
+    plans: list[Json] = field(default_factory=list)
+    end_attempts: int = 0
+    error: Failure | None = None
+    node: str = ""
+    span_id: str = ""
+    traceparent: str = ""
+
+
+@dataclass(slots=True)
+class Leaf:
+    """A row of the host_task table: a begun task, call or wait.
+
+    `state` is "" while under way, then FINISHED or UNKNOWN; on waits `arguments` is the condition.
+    """
+
+    task_id: str
+    kind: LeafKind
+    command_id: str
+    step_id: str
+    host_id: str = ""
+    verb: str = ""
+    arguments: Mapping[str, Json] = field(default_factory=dict)
+    attempt: int = 1
+    path: str = ""
+    entity: EntityRef | None = None
+    state: str = ""
+    result: str = ""
+    answer: Json = None
+    error: Failure | None = None
+    incarnation: str = ""
+    deadline: float = 0.0
+    expected_generation: int | None = None
+    span_id: str = ""
+
+    @property
+    def over(self) -> bool:
+        """True once its end is known (or known to be unknowable)."""
+        return self.state != ""
+
+
+@dataclass(frozen=True, slots=True)
+class Former:
+    """What an entity was before a command changed it."""
+
+    name: str
+    status: str
+    declared: Mapping[str, Json]
+
+
+@dataclass(slots=True)
+class Snapshot:
+    """A row of the entity_snapshot table; `former` is None if the entity did not exist."""
+
+    command_id: str
+    number: int
+    entity: EntityRef
+    former: Former | None
+
+
+@dataclass(frozen=True, slots=True)
+class EntityChange:
+    """A change of an entity's declared fields; what is None stays. `former` is what the flow read, None if nothing."""
+
+    entity: EntityRef
+    name: str | None = None
+    status: str | None = None
+    declared: Mapping[str, Json] | None = None
+    remove: bool = False
+    former: Former | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class LockKey:
+    """A lock to take."""
+
+    entity: EntityRef
+    exclusive: bool = True
+    reason: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class EventNote:
+    """A line for the audit log."""
+
+    event_type: str
+    severity: Severity
+    message: str
+    entity: EntityRef | None = None
+    user: str = ""
+
+
+@dataclass(slots=True)
+class Notes:
+    """What a command's code noted in one run: it becomes true with the commit that it rides in.
+
+    `read_versions` are guards: the commit is refused with CONFLICT unless each entity still has its version.
+    """
+
+    changes: list[EntityChange] = field(default_factory=list)
+    read_versions: dict[EntityRef, int] = field(default_factory=dict)
+    locks: list[LockKey] = field(default_factory=list)
+    events: list[EventNote] = field(default_factory=list)
+
+
+@dataclass(slots=True)
+class Mutations:
+    """What one commit changes. Rows are shared with the tree, so a commit must be written down when it is handed out.
+
+    `notes` are kept by (command id, occasion) so that those of one command can be taken back and made again when the
+    store refuses the commit.
+    """
+
+    new_job: bool = False
+    job: bool = False
+    new_steps: dict[str, Step] = field(default_factory=dict)
+    steps: dict[str, Step] = field(default_factory=dict)
+    new_commands: dict[str, Command] = field(default_factory=dict)
+    commands: dict[str, Command] = field(default_factory=dict)
+    new_leaves: dict[str, Leaf] = field(default_factory=dict)
+    leaves: dict[str, Leaf] = field(default_factory=dict)
+    notes: dict[tuple[str, str], Notes] = field(default_factory=dict)
+    snapshots: dict[tuple[str, str], list[Snapshot]] = field(default_factory=dict)
+    report_entities: dict[EntityRef, None] = field(default_factory=dict)
+    handled_requests: list[str] = field(default_factory=list)
+    events: list[EventNote] = field(default_factory=list)
+    ends_flow: bool = False
+
+    def __bool__(self) -> bool:
+        return bool(
+            self.new_job
+            or self.job
+            or self.new_steps
+            or self.steps
+            or self.new_commands
+            or self.commands
+            or self.new_leaves
+            or self.leaves
+            or self.notes
+            or self.events
+            or self.handled_requests
+            or self.ends_flow
+        )
+
+    def absorb(self, later: Mutations) -> None:
+        """Takes in what gathered after it: used when it was refused and has to be made again."""
+        self.job |= later.job
+        self.ends_flow |= later.ends_flow
+        for name in _DICTS:
+            getattr(self, name).update(getattr(later, name))
+        self.handled_requests += later.handled_requests
+        self.events += later.events
+
+    def step(self, step: Step) -> None:
+        """Notes that a step changed."""
+        if step.step_id not in self.new_steps:
+            self.steps[step.step_id] = step
+
+    def command(self, command: Command) -> None:
+        """Notes that a command changed."""
+        if command.command_id not in self.new_commands:
+            self.commands[command.command_id] = command
+
+    def leaf(self, leaf: Leaf) -> None:
+        """Notes that a leaf changed."""
+        if leaf.task_id not in self.new_leaves:
+            self.leaves[leaf.task_id] = leaf
+
+
+_DICTS = (
+    "new_steps",
+    "steps",
+    "new_commands",
+    "commands",
+    "new_leaves",
+    "leaves",
+    "notes",
+    "snapshots",
+    "report_entities",
+)
+
+
+@dataclass(slots=True)
+class FlowRows:
+    """All rows of a flow, as they are loaded to take it up again."""
+
+    job: Job
+    commands: list[Command]
+    steps: list[Step] = field(default_factory=list)
+    leaves: list[Leaf] = field(default_factory=list)
+    snapshots: list[Snapshot] = field(default_factory=list)
+    seen: dict[EntityRef, Observation] = field(default_factory=dict)
+    epoch: int = 1
+    sequence: int = 0

@@ -1,0 +1,143 @@
+"""The gRPC face of the coordinator: requests are checked, the engine is asked, the answer is sent."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Any
+
+import grpc
+
+from chassis import context, logs
+from chassis.clock import Ids
+from chassis.errors import (
+    WaybillError,
+    failed_precondition,
+    internal,
+    invalid_field,
+    not_available_yet,
+)
+from coordinator import submissions, wire
+from coordinator.commands.base import CommandType, Registry
+from coordinator.engine import Engine
+from waybill.v1 import coordinator_pb2, coordinator_pb2_grpc, jobs_pb2, jobstore_pb2, jobstore_pb2_grpc
+
+log = logs.get_logger(__name__)
+
+Context = grpc.aio.ServicerContext[Any, Any]
+
+MAX_COMMANDS = 1000
+READ_SECONDS = 5.0
+INDEPENDENT = (coordinator_pb2.MULTIPLE_POLICY_UNSPECIFIED, coordinator_pb2.MULTIPLE_POLICY_INDEPENDENT)
+
+
+class CoordinatorService(coordinator_pb2_grpc.CoordinatorServicer):
+    """See the proto for what each call does."""
+
+    def __init__(self, engine: Engine, registry: Registry, jobs: jobstore_pb2_grpc.JobStoreStub, ids: Ids) -> None:
+        self._engine = engine
+        self._registry = registry
+        self._jobs = jobs
+        self._ids = ids
+
+    async def RunCommand(self, request: coordinator_pb2.RunCommandRequest, _: Context) -> jobs_pb2.Job:
+        return await self._run(request)
+
+    async def RunMultipleCommands(
+        self, request: coordinator_pb2.RunMultipleCommandsRequest, _: Context
+    ) -> coordinator_pb2.RunMultipleCommandsResponse:
+        if request.policy not in INDEPENDENT:
+            raise not_available_yet(f"policy {coordinator_pb2.MultiplePolicy.Name(request.policy)}")
+        if len(request.commands) > MAX_COMMANDS:
+            raise invalid_field("commands", f"are {len(request.commands)}; at most {MAX_COMMANDS} are taken")
+        results = await asyncio.gather(*(self._result(command) for command in request.commands))
+        return coordinator_pb2.RunMultipleCommandsResponse(results=results)
+
+    async def _result(self, request: coordinator_pb2.RunCommandRequest) -> coordinator_pb2.RunCommandResult:
+        try:
+            return coordinator_pb2.RunCommandResult(job=await self._run(request))
+        except WaybillError as error:
+            return coordinator_pb2.RunCommandResult(error=error.to_status())
+        except Exception:  # one command's defect must not hide what became of the others
+            log.exception("a command of several raised", command_type=request.command_type)
+            return coordinator_pb2.RunCommandResult(error=internal("a defect; the log has the details").to_status())
+
+    async def _run(self, request: coordinator_pb2.RunCommandRequest) -> jobs_pb2.Job:
+        job, command = submissions.read(request, self._registry, context.current(), self._ids.new())
+        if request.validate_only:
+            return await self._engine.plan_only(job, command)
+        return await self._engine.submit(job, command)
+
+    async def CancelJob(self, request: coordinator_pb2.CancelJobRequest, _: Context) -> jobs_pb2.Job:
+        job_id = submissions.checked_job_id(request.job_id)
+        reason = submissions.checked_reason(request.reason)
+        user = context.current().user
+        job = await self._engine.cancel(job_id, user, reason)
+        return job if job is not None else await self._cancel_elsewhere(job_id, user, reason)
+
+    async def _cancel_elsewhere(self, job_id: str, user: str, reason: str) -> jobs_pb2.Job:
+        """The flow is another coordinator's, or over, or there is none."""
+        try:
+            job = await self._jobs.GetJob(
+                jobstore_pb2.GetJobRequest(job_id=job_id, view=jobs_pb2.JOB_VIEW_BASIC), timeout=READ_SECONDS
+            )
+        except grpc.aio.AioRpcError as error:
+            raise WaybillError.from_rpc_error(error) from error
+        if not job.flow_command_id:
+            raise failed_precondition("NOT_CANCELABLE", f"job {job_id} is external: only its own system can stop it")
+        if job.HasField("end_time"):
+            status = wire.STATUS_NAMES[job.status]
+            raise failed_precondition("JOB_ENDED", f"job {job_id} has ended {status}", job_id=job_id)
+        intent = jobstore_pb2.FlowRequest(
+            request_id=self._ids.new(), flow_command_id=job.flow_command_id, kind="CANCEL", user=user, reason=reason
+        )
+        await self._engine.journal.request_flow(intent, job_id)
+        return job
+
+    async def ListCommandTypes(
+        self, request: coordinator_pb2.ListCommandTypesRequest, _: Context
+    ) -> coordinator_pb2.ListCommandTypesResponse:
+        return coordinator_pb2.ListCommandTypesResponse(command_types=[_described(kind) for kind in self._registry])
+
+    async def ForceEndJob(self, request: coordinator_pb2.ForceEndJobRequest, _: Context) -> jobs_pb2.Job:
+        raise not_available_yet("ForceEndJob")
+
+    async def RestartJob(self, request: coordinator_pb2.RestartJobRequest, _: Context) -> jobs_pb2.Job:
+        raise not_available_yet("RestartJob")
+
+    async def SetPriority(self, request: coordinator_pb2.SetPriorityRequest, _: Context) -> jobs_pb2.Job:
+        raise not_available_yet("SetPriority")
+
+    async def StopTasks(self, request: coordinator_pb2.StopTasksRequest, _: Context) -> jobs_pb2.Job:
+        raise not_available_yet("StopTasks")
+
+    async def AddExternalJob(self, request: coordinator_pb2.AddExternalJobRequest, _: Context) -> jobs_pb2.Job:
+        raise not_available_yet("AddExternalJob")
+
+    async def AddExternalStep(self, request: coordinator_pb2.AddExternalStepRequest, _: Context) -> jobs_pb2.Step:
+        raise not_available_yet("AddExternalStep")
+
+    async def EndExternalStep(self, request: coordinator_pb2.EndExternalStepRequest, _: Context) -> jobs_pb2.Step:
+        raise not_available_yet("EndExternalStep")
+
+    async def EndExternalJob(self, request: coordinator_pb2.EndExternalJobRequest, _: Context) -> jobs_pb2.Job:
+        raise not_available_yet("EndExternalJob")
+
+    async def ClearExternalJob(self, request: coordinator_pb2.ClearExternalJobRequest, _: Context) -> jobs_pb2.Job:
+        raise not_available_yet("ClearExternalJob")
+
+    async def HeartbeatExternalJob(
+        self, request: coordinator_pb2.HeartbeatExternalJobRequest, _: Context
+    ) -> jobs_pb2.Job:
+        raise not_available_yet("HeartbeatExternalJob")
+
+
+def _described(kind: CommandType) -> coordinator_pb2.CommandType:
+    return coordinator_pb2.CommandType(
+        name=kind.name,
+        version=kind.version,
+        description=kind.doc,
+        categories=kind.categories,
+        parameters_schema=wire.struct(kind.schema),
+        monitored=kind.monitored,
+        cancel=wire.CANCEL[kind.cancel],
+    )

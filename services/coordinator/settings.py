@@ -1,0 +1,19 @@
+"""What can be set about a coordinator: `COORDINATOR_…` in the environment."""
+
+from __future__ import annotations
+
+from pydantic import Field
+
+from chassis.settings import ServiceSettings
+
+
+class Settings(ServiceSettings, env_prefix="COORDINATOR_"):
+    """The coordinator's settings."""
+
+    listen: str = Field("127.0.0.1:50051", description="address to serve on; port 0 takes a free one")
+    jobstore: str = Field(
+        "127.0.0.1:50052", min_length=1, description="address of the jobstore, or several separated by commas"
+    )
+    poll_seconds: float = Field(10.0, gt=0, description="how often hosts are asked for their tasks beneath the streams")
+    lease_seconds: float = Field(3.0, gt=0.1, description="silence after which this coordinator's flows may be taken")
+    log_level: str = Field("INFO", pattern="^(DEBUG|INFO|WARNING|ERROR)$", description="least severity that is logged")

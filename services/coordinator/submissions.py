@@ -1,0 +1,165 @@
+"""What a RunCommand request must be like before anything comes of it: checked whole, refused by naming the field."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from typing import Any, Final
+from uuid import UUID
+
+from google.protobuf import struct_pb2
+
+from chassis import context
+from chassis.errors import WaybillError, invalid_argument, invalid_field, not_available_yet, reject_control
+from coordinator import wire
+from coordinator.commands.base import Command, CommandType, Registry
+from coordinator.rows import Job
+from waybill.v1 import coordinator_pb2
+
+MAX_PARAMETERS_BYTES: Final = 256 << 10
+MAX_DEPTH: Final = 32
+MAX_NAME: Final = 256
+MAX_PRIORITY: Final = 1_000_000
+CORRELATION_ID_RULE: Final = "1-50 characters of [0-9A-Za-z_-]"
+
+
+def read(
+    request: coordinator_pb2.RunCommandRequest, registry: Registry, call: context.CallContext, job_id: str
+) -> tuple[Job, Command]:
+    """Returns the job and the command that a request asks for.
+
+    Raises:
+        WaybillError: what is wrong with the request, with the field; nothing is stored then.
+    """
+    _check_names(request)
+    kind = registry.find(request.command_type)
+    parameters = _parameters(request.parameters)
+    command = kind.read(kind.version, parameters)
+    return _job(request, kind, call, job_id, {**parameters, **command.parameters()}), command
+
+
+def _check_names(request: coordinator_pb2.RunCommandRequest) -> None:
+    if not request.command_type:
+        raise invalid_field("command_type", "is required; ListCommandTypes has those there are")
+    for field in ("command_type", "request_id"):
+        _check_name(field, getattr(request, field))
+    if request.correlation_id and not context.valid_correlation_id(request.correlation_id):
+        raise invalid_field("correlation_id", f"must be {CORRELATION_ID_RULE}", reason="CORRELATION_ID_INVALID")
+    if not -MAX_PRIORITY <= request.priority <= MAX_PRIORITY:
+        raise invalid_field("priority", f"must be between -{MAX_PRIORITY} and {MAX_PRIORITY}")
+    if request.depends_on:
+        raise not_available_yet("RunCommand with depends_on")
+    if request.external_job_id:
+        raise not_available_yet("RunCommand with external_job_id")
+
+
+def _check_name(field: str, text: str) -> None:
+    if len(text) > MAX_NAME:
+        raise invalid_field(field, f"has {len(text)} characters; at most {MAX_NAME} are taken")
+    reject_control(field, text)
+
+
+def _job(
+    request: coordinator_pb2.RunCommandRequest,
+    kind: CommandType,
+    call: context.CallContext,
+    job_id: str,
+    parameters: dict[str, Any],
+) -> Job:
+    return Job(
+        job_id=job_id,
+        command_type=kind.name,
+        description=kind.name,
+        owner=call.user,
+        correlation_id=request.correlation_id or call.correlation_id,
+        parameters=parameters,
+        visible=request.visible if request.HasField("visible") else kind.monitored,
+        priority=request.priority,
+        request_id=request.request_id,
+        request_hash=_body_hash(request, parameters) if request.request_id else b"",
+        deadline=wire.seconds_of(request.deadline),
+        categories=kind.categories,
+    )
+
+
+def _parameters(message: struct_pb2.Struct) -> dict[str, Any]:
+    """The parameters as plain JSON, within the limits of size and depth and free of what Postgres cannot keep."""
+    size = message.ByteSize()
+    if size > 2 * MAX_PARAMETERS_BYTES:
+        raise _too_large(size)
+    plain = _plain(message, "parameters", 1)
+    if size > MAX_PARAMETERS_BYTES // 2:  # only then can its JSON be over the limit
+        size = len(wire.dump(plain).encode())
+        if size > MAX_PARAMETERS_BYTES:
+            raise _too_large(size)
+    return plain
+
+
+def _too_large(size: int) -> WaybillError:
+    message = f"parameters have {size} bytes; at most {MAX_PARAMETERS_BYTES} are taken"
+    return invalid_argument("PARAMETERS_TOO_LARGE", message, ("parameters", message))
+
+
+def _plain(message: struct_pb2.Struct, path: str, depth: int) -> dict[str, Any]:
+    _check_depth(path, depth)
+    return {
+        name: _value(value, f"{path}.{name}", depth) for name, value in message.fields.items() if _sound(path, name)
+    }
+
+
+def _sound(path: str, name: str) -> bool:
+    if "\x00" in name:
+        reject_control(path, name)
+    return True
+
+
+def _value(value: struct_pb2.Value, path: str, depth: int) -> Any:
+    kind = value.WhichOneof("kind")
+    if kind == "string_value":
+        if "\x00" in value.string_value:
+            reject_control(path, value.string_value)
+        return value.string_value
+    if kind == "number_value":
+        number = value.number_value
+        if number != number or number in (float("inf"), float("-inf")):
+            raise invalid_field(path, "must be a finite number")
+        return int(number) if number.is_integer() else number
+    if kind == "struct_value":
+        return _plain(value.struct_value, path, depth + 1)
+    if kind == "list_value":
+        _check_depth(path, depth + 1)
+        return [_value(item, f"{path}[{i}]", depth + 1) for i, item in enumerate(value.list_value.values)]
+    return value.bool_value if kind == "bool_value" else None
+
+
+def _check_depth(path: str, depth: int) -> None:
+    if depth > MAX_DEPTH:
+        message = f"nested deeper than {MAX_DEPTH}"
+        raise invalid_argument("PARAMETERS_TOO_LARGE", f"parameters: {message}", (path[:200], message))
+
+
+def _body_hash(request: coordinator_pb2.RunCommandRequest, parameters: Mapping[str, Any]) -> bytes:
+    """What makes two requests of one request id the same: everything but correlation id and trace."""
+    body = {
+        "command_type": request.command_type,
+        "parameters": parameters,
+        "priority": request.priority,
+        "deadline": [request.deadline.seconds, request.deadline.nanos],
+        "visible": request.visible if request.HasField("visible") else None,
+    }
+    return hashlib.sha256(json.dumps(body, sort_keys=True, separators=(",", ":")).encode()).digest()
+
+
+def checked_job_id(text: str) -> str:
+    """Returns a job id in its usual spelling. Raises REQUEST_INVALID."""
+    try:
+        return str(UUID(text))
+    except ValueError:
+        raise invalid_field("job_id", "must be a UUID") from None
+
+
+def checked_reason(text: str) -> str:
+    """Returns somebody's reason for the audit log. Raises REQUEST_INVALID."""
+    _check_name("reason", text)
+    return text

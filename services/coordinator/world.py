@@ -1,0 +1,157 @@
+"""What a command sees and may note while it plans or ends: entities as they are, with the flow's own notes on top.
+
+A `World` is for one run of one command's code. Reading is the only I/O there is; everything that the code wants done
+is noted and becomes true with the commit that the notes ride in. What was read is remembered with its version: the
+commit is refused if it changed meanwhile, and the code runs again.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import grpc
+
+from chassis.errors import WaybillError, not_found
+from coordinator.plan import EntityRef, Observation
+from coordinator.rows import EntityChange, EventNote, Former, Notes, Severity
+
+
+@dataclass(frozen=True, slots=True)
+class Entity:
+    """An entity as it was read; `version` 0 means that it does not exist."""
+
+    ref: EntityRef
+    name: str = ""
+    status: str = "OK"
+    declared: Mapping[str, Any] = field(default_factory=dict)
+    observed: Observation = field(default_factory=Observation)
+    version: int = 0
+
+    @property
+    def title(self) -> str:
+        """Its name for people, or its id if it has none."""
+        return self.name or self.ref.entity_id
+
+    @property
+    def exists(self) -> bool:
+        """False if there is no such entity."""
+        return self.version > 0
+
+
+Reader = Callable[[Sequence[EntityRef]], Awaitable[Sequence[Entity]]]
+
+
+class Refused(WaybillError):  # noqa: N818 - what a command says, not what went wrong
+    """Raised by `validate`: the command must not run now, and why."""
+
+    def __init__(self, reason: str, message: str, **metadata: str) -> None:
+        super().__init__(grpc.StatusCode.FAILED_PRECONDITION, reason, message, metadata=metadata)
+
+
+class Reading:
+    """The entities that a flow's commands have read for the commit that is gathering, with their changes on top."""
+
+    def __init__(self, reader: Reader) -> None:
+        self._reader = reader
+        self._known: dict[EntityRef, Entity] = {}
+        self._versions: dict[EntityRef, int] = {}  # as stored, whatever was noted since
+
+    async def read(self, refs: Sequence[EntityRef]) -> list[Entity]:
+        """Returns the entities in the order asked; asks the store for those not known yet, in one call."""
+        missing = [ref for ref in dict.fromkeys(refs) if ref not in self._known]
+        if missing:
+            for entity in await self._reader(missing):
+                self._known.setdefault(entity.ref, entity)
+                self._versions.setdefault(entity.ref, entity.version)
+        return [self._known[ref] for ref in refs]
+
+    def put(self, entity: Entity) -> None:
+        """Lets later readers of this turn see what was noted."""
+        self._known[entity.ref] = entity
+
+    def version_of(self, ref: EntityRef) -> int | None:
+        """The stored version at which it was read; None if it was not."""
+        return self._versions.get(ref)
+
+    def name_of(self, ref: EntityRef) -> str:
+        """The name of an entity that was read; empty if it was not."""
+        known = self._known.get(ref)
+        return known.name if known is not None else ""
+
+    def forget(self) -> None:
+        """A commit was made or refused: everything is read anew."""
+        self._known.clear()
+        self._versions.clear()
+
+
+class World:
+    """See the module."""
+
+    def __init__(self, reading: Reading, hosts: Callable[[], Sequence[Entity]], *, guard_reads: bool) -> None:
+        self._reading = reading
+        self._hosts = hosts
+        self._guard_reads = guard_reads
+        self.notes = Notes()
+
+    async def find(self, entity_type: str, entity_id: str) -> Entity:
+        """Returns the entity; `exists` is False if there is none."""
+        return (await self.find_all([EntityRef(entity_type, entity_id)]))[0]
+
+    async def get(self, entity_type: str, entity_id: str) -> Entity:
+        """Returns the entity. Raises ENTITY_NOT_FOUND."""
+        entity = await self.find(entity_type, entity_id)
+        if not entity.exists:
+            message = f"there is no {entity_type} {entity_id}"
+            raise not_found("ENTITY_NOT_FOUND", message, entity_type=entity_type, entity_id=entity_id)
+        return entity
+
+    async def find_all(self, refs: Sequence[EntityRef]) -> list[Entity]:
+        """Returns entities in the order asked, in at most one call to the store."""
+        entities = await self._reading.read(refs)
+        if self._guard_reads:
+            for entity in entities:
+                self._guard(entity.ref)
+        return entities
+
+    def hosts_up(self) -> list[Entity]:
+        """The hosts that were last seen up, by id. Not guarded: a host may always go away."""
+        return sorted((host for host in self._hosts() if host.observed.state == "UP"), key=lambda host: host.ref)
+
+    def change(self, entity: Entity, *, name: str | None = None, status: str | None = None, **declared: Any) -> Entity:
+        """Notes a change of an entity that was read (or, if it does not exist, its making); None stays."""
+        merged = {**entity.declared, **declared} if declared else None
+        self.notes.changes.append(EntityChange(entity.ref, name, status, merged, former=_former(entity)))
+        changed = replace(
+            entity,
+            name=entity.name if name is None else name,
+            status=entity.status if status is None else status,
+            declared=entity.declared if merged is None else merged,
+            version=max(1, entity.version),
+        )
+        self._guard(entity.ref)
+        self._reading.put(changed)
+        return changed
+
+    def remove(self, entity: Entity) -> None:
+        """Notes that an entity that was read is gone."""
+        if entity.exists:
+            self.notes.changes.append(EntityChange(entity.ref, remove=True, former=_former(entity)))
+            self._guard(entity.ref)
+            self._reading.put(Entity(entity.ref))
+
+    def tell(
+        self, event_type: str, message: str, *, severity: Severity = Severity.NORMAL, entity: EntityRef | None = None
+    ) -> None:
+        """Notes a line for the audit log."""
+        self.notes.events.append(EventNote(event_type, severity, message, entity))
+
+    def _guard(self, ref: EntityRef) -> None:
+        version = self._reading.version_of(ref)
+        if version is not None:
+            self.notes.read_versions.setdefault(ref, version)
+
+
+def _former(entity: Entity) -> Former | None:
+    return Former(entity.name, entity.status, dict(entity.declared)) if entity.exists else None
