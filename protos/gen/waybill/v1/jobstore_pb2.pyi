@@ -1878,7 +1878,9 @@ class CommitRequest(_message.Message):
 
     @_builtins.property
     def observations(self) -> _containers.RepeatedCompositeFieldContainer[Global___ObservedRow]:
-        """What hosts reported; older numbers than stored are ignored, unknown entities too."""
+        """What hosts reported; within an incarnation older numbers than stored are ignored, unknown entities too. The stored
+        number again counts if it says something else: a host that is silent is UNREACHABLE under its last number.
+        """
 
     @_builtins.property
     def cleared_task_ids(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
@@ -1886,7 +1888,7 @@ class CommitRequest(_message.Message):
 
     @_builtins.property
     def events(self) -> _containers.RepeatedCompositeFieldContainer[Global___EventRow]:
-        """Events that belong to no flow's commit."""
+        """Events that belong to no flow's commit; one that is stored already is ignored."""
 
     def __init__(
         self,
@@ -2119,7 +2121,7 @@ class RenewLeaseRequest(_message.Message):
     coordinator_id: _builtins.str
     """Made anew by each process start."""
     counter: _builtins.int
-    """1, then one more each time."""
+    """1, then one more each time. The stored one again is a success and changes nothing: its answer was lost."""
     address: _builtins.str
     """Where it listens."""
     def __init__(
@@ -2247,7 +2249,9 @@ class ClaimFlowsRequest(_message.Message):
     coordinator_id: _builtins.str
     """Who takes them."""
     dead_coordinator_id: _builtins.str
-    """From whom; empty: from owners without any lease."""
+    """From whom; empty: from owners without any lease. The caller itself: nothing is taken over, all unfinished flows
+    that it owns are answered, whatever the limit, for it lost the answer to a claim.
+    """
     observed_counter: _builtins.int
     """The counter at which the dead one's lease was seen to stand still; if it has moved, nothing is claimed."""
     limit: _builtins.int
