@@ -69,9 +69,10 @@ clean: ## Remove what was made here: .venv, build, caches
 	rm -rf .venv .venv-protos build .mypy_cache .pytest_cache .ruff_cache .import_linter_cache .hypothesis
 
 # The stamp is written last, so that an interrupted installation is begun again.
-.venv/.ready: pyproject.toml
+.venv/.ready: pyproject.toml tests/plugin/pyproject.toml
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' \
 	  || { echo "Waybill needs Python 3.11 or newer; name one: make PYTHON=python3.12"; exit 1; }
 	$(PYTHON) -m venv .venv
 	$(BIN)/pip install --quiet --disable-pip-version-check --editable '.[dev]'
+	$(BIN)/pip install --quiet --disable-pip-version-check --no-build-isolation --no-deps --editable tests/plugin
 	touch $@

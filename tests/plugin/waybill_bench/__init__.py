@@ -1,0 +1,43 @@
+"""Commands for the bench and for tests, in a package of their own: what a user's plug-in looks like."""
+
+from typing import Annotated
+
+from pydantic import Field
+
+from coordinator.commands.base import Command, EntityId, command
+from coordinator.plan import Plan, child, concurrently, serially, task
+from coordinator.rows import Cancel
+from coordinator.world import World
+
+
+@command("BenchWork", cancel=Cancel.REVERT, description="Working on ${object_id}", categories=["bench"])
+class BenchWork(Command):
+    """The standard work W1: one task on a host, no entity read."""
+
+    host_id: EntityId
+    object_id: EntityId
+
+    async def execute(self, world: World) -> Plan:
+        return task(self.host_id, "simWork", {"object_id": self.object_id})
+
+
+@command("BenchTree", cancel=Cancel.REVERT, description="Working on ${width} × ${depth} parts", categories=["bench"])
+class BenchTree(Command):
+    """A tree of commands: `width` children at once, `depth` tasks in a row in each."""
+
+    host_ids: Annotated[list[EntityId], Field(min_length=1)]
+    object_id: EntityId
+    width: Annotated[int, Field(ge=0, le=1000)] = 0
+    depth: Annotated[int, Field(ge=1, le=100)] = 1
+
+    async def execute(self, world: World) -> Plan:
+        if self.width:
+            return concurrently(child(self._part(index), step="WORK") for index in range(self.width))
+        return serially(
+            task(self.host_ids[0], "simWork", {"object_id": f"{self.object_id}/{stage}"}, step="WORK")
+            for stage in range(self.depth)
+        )
+
+    def _part(self, index: int) -> "BenchTree":
+        host_id = self.host_ids[index % len(self.host_ids)]
+        return BenchTree(host_ids=[host_id], object_id=f"{self.object_id}/{index}", depth=self.depth)
