@@ -205,6 +205,8 @@ class _Method:
             refusal = error
         elif isinstance(error, grpc.aio.AioRpcError):
             refusal = self._neighbours_failure(error)
+        elif isinstance(error, NotImplementedError):  # what generated servicers raise for calls that nobody wrote
+            refusal = errors.not_available_yet(self._name)
         elif isinstance(error, Exception) and not isinstance(error, grpc.aio.BaseError):
             refusal = self._defect(error)
         else:  # cancelled, or aborted by the service

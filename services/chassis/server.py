@@ -21,7 +21,7 @@ from typing import Any, Final, Self
 import grpc
 from grpc_channelz.v1 import channelz
 from grpc_health.v1 import health_pb2_grpc
-from grpc_reflection.v1alpha import reflection
+from grpc_reflection.v1alpha import reflection, reflection_pb2
 
 from chassis import http2, logs
 from chassis.health import SERVICE_NAME as HEALTH
@@ -32,6 +32,8 @@ from chassis.lifetime import Lifetime
 CANNOT_LISTEN: Final = 3
 """The exit code of a process whose address was taken or not its own."""
 
+CHANNELZ: Final = "grpc.channelz.v1.Channelz"
+REFLECTION_V1: Final = "grpc.reflection.v1.ServerReflection"
 MIB: Final = 1 << 20
 
 _lifetime: ContextVar[Lifetime] = ContextVar("waybill_lifetime")
@@ -110,8 +112,7 @@ class Server:
         health_pb2_grpc.add_HealthServicer_to_server(self._health, self._grpc)
         channelz.add_channelz_servicer(self._grpc)
         names = [mount.name for mount in self._mounts]
-        standard = [HEALTH, "grpc.channelz.v1.Channelz", reflection.SERVICE_NAME]
-        reflection.enable_server_reflection([*names, *standard], self._grpc)
+        _add_reflection(self._grpc, [*names, HEALTH, CHANNELZ, reflection.SERVICE_NAME])
 
 
 def _options(mounts: Sequence[Mount]) -> list[tuple[str, Any]]:
@@ -125,17 +126,31 @@ def _options(mounts: Sequence[Mount]) -> list[tuple[str, Any]]:
     ]
 
 
+def _add_reflection(server: grpc.aio.Server, names: Sequence[str]) -> None:
+    """Adds reflection as v1alpha, which grpcio knows, and as v1, which newer clients ask first: the same messages."""
+    info = grpc.stream_stream_rpc_method_handler(
+        reflection.aio.ReflectionServicer(names).ServerReflectionInfo,
+        reflection_pb2.ServerReflectionRequest.FromString,
+        reflection_pb2.ServerReflectionResponse.SerializeToString,
+    )
+    server.add_generic_rpc_handlers(
+        [
+            grpc.method_handlers_generic_handler(version, {"ServerReflectionInfo": info})
+            for version in (reflection.SERVICE_NAME, REFLECTION_V1)
+        ]
+    )
+
+
 def _bind(server: grpc.aio.Server, listen: str) -> str:
     host, colon, port = listen.rpartition(":")
     if not colon or not host or not port.isdecimal():
         raise CannotListen(f"cannot listen on {listen}: not host:port")
+    if host == "localhost":  # a name for two addresses, and gRPC is content when one of them is free
+        host = "127.0.0.1"
     try:
-        taken = server.add_insecure_port(listen)
-    except RuntimeError as error:
-        raise CannotListen(f"cannot listen on {listen}: the address is in use or not of this machine") from error
-    if taken == 0:
-        raise CannotListen(f"cannot listen on {listen}: the address is in use or not of this machine")
-    return f"{host}:{taken}"
+        return f"{host}:{server.add_insecure_port(f'{host}:{port}')}"
+    except RuntimeError:
+        raise CannotListen(f"cannot listen on {listen}: in use by another process, or not of this machine") from None
 
 
 async def serve(
