@@ -7,7 +7,7 @@ from pydantic import Field
 from coordinator.commands.base import DISK, HOST, VM, Command, EntityId, Name, command, exclusive, shared
 from coordinator.plan import EntityRef, Plan, task
 from coordinator.rows import Cancel, LockKey
-from coordinator.world import Refused, World
+from coordinator.world import Entity, Refused, World
 
 
 @command("AddDisk", cancel=Cancel.REVERT, description="Adding disk ${disk}", categories=["storage"])
@@ -52,8 +52,11 @@ class AddDisk(Command):
         )
 
     async def end_successfully(self, world: World) -> None:
-        disk, vm = await world.find_all([EntityRef(DISK, self.disk_id), EntityRef(VM, self.vm_id or "-")])
-        world.change(disk, status="OK")
-        if self.vm_id and vm.exists:
-            disk_ids = vm.declared.get("disk_ids", [])
-            world.change(vm, disk_ids=[*disk_ids, self.disk_id] if self.disk_id not in disk_ids else disk_ids)
+        world.change(await world.find(DISK, self.disk_id), status="OK")
+        if self.vm_id:
+            self._attach(world, await world.find(VM, self.vm_id))
+
+    def _attach(self, world: World, vm: Entity) -> None:
+        disk_ids = vm.declared.get("disk_ids", [])
+        if vm.exists and self.disk_id not in disk_ids:
+            world.change(vm, disk_ids=[*disk_ids, self.disk_id])

@@ -1,0 +1,203 @@
+"""What each command plans and notes, on a world made of a dictionary."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import pytest
+
+from chassis.errors import WaybillError
+from coordinator.commands.add_disk import AddDisk
+from coordinator.commands.base import Command, CommandType, Registry, command
+from coordinator.commands.remove_all_vm_images import RemoveAllVmImages
+from coordinator.commands.remove_image import RemoveImage
+from coordinator.commands.remove_vm import RemoveVm
+from coordinator.commands.run_vm import RunVm
+from coordinator.commands.stop_vm import StopVm
+from coordinator.plan import Call, Child, Concurrently, EntityRef, Nothing, Observation, Serially, Task, WaitFor
+from coordinator.rows import Severity
+from coordinator.world import Entity, Reading, World
+
+
+def an_entity(kind: str, entity_id: str, state: str = "", seen_on: str = "", **declared: Any) -> Entity:
+    observed = Observation(state=state, host_id=seen_on)
+    return Entity(EntityRef(kind, entity_id), f"name of {entity_id}", "OK", declared, observed, version=3)
+
+
+def a_world(*entities: Entity, guard_reads: bool = True) -> World:
+    known = {entity.ref: entity for entity in entities}
+
+    async def read(refs: Sequence[EntityRef]) -> list[Entity]:
+        return [known.get(ref, Entity(ref)) for ref in refs]
+
+    hosts = [entity for entity in entities if entity.ref.entity_type == "HOST"]
+    return World(Reading(read), lambda: hosts, guard_reads=guard_reads)
+
+
+async def refusal(tried: Command, world: World) -> WaybillError:
+    with pytest.raises(WaybillError) as caught:
+        await tried.validate(world)
+    return caught.value
+
+
+VM = an_entity("VM", "vm-1", disk_ids=["d-1", "d-2"], host_id="h-2", memory_mb=2048)
+DISKS = [an_entity("DISK", f"d-{i}", host_id=f"h-{i}", volume_id=f"d-{i}") for i in (1, 2)]
+HOSTS = [an_entity("HOST", f"h-{i}", state="UP") for i in (1, 2)]
+RUNNING = an_entity("VM", "vm-1", state="UP", seen_on="h-1", disk_ids=[])
+
+
+async def test_remove_vm_has_its_images_removed_by_a_child() -> None:
+    plan = await RemoveVm(vm_id="vm-1").execute(a_world(VM))
+    assert isinstance(plan, Child)
+    assert (plan.command_type, plan.parameters) == ("RemoveAllVmImages", {"vm_id": "vm-1"})
+
+
+async def test_a_vm_without_disks_needs_no_work() -> None:
+    assert isinstance(await RemoveVm(vm_id="vm-1").execute(a_world(RUNNING)), Nothing)
+
+
+async def test_a_running_vm_is_not_removed() -> None:
+    error = await refusal(RemoveVm(vm_id="vm-1"), a_world(RUNNING))
+    assert error.reason == "VM_IS_RUNNING"
+    assert "h-1" in error.message
+
+
+async def test_an_unknown_vm_is_named() -> None:
+    error = await refusal(RemoveVm(vm_id="vm-9"), a_world())
+    assert (error.reason, error.metadata["entity_id"]) == ("ENTITY_NOT_FOUND", "vm-9")
+
+
+async def test_all_images_are_removed_at_once_each_under_its_own_step() -> None:
+    plan = await RemoveAllVmImages(vm_id="vm-1").execute(a_world(VM, *DISKS))
+    assert isinstance(plan, Concurrently)
+    assert [(child.step, child.subjects) for child in plan.plans] == [
+        ("DELETE_IMAGE", (DISKS[0].ref,)),
+        ("DELETE_IMAGE", (DISKS[1].ref,)),
+    ]
+
+
+async def test_an_image_is_removed_on_the_host_that_has_it() -> None:
+    plan = await RemoveImage(disk_id="d-2").execute(a_world(*DISKS))
+    assert isinstance(plan, Task)
+    assert (plan.host_id, plan.verb, plan.arguments) == ("h-2", "deleteImage", {"volume_id": "d-2"})
+
+
+async def test_an_image_of_no_disk_counts_as_removed() -> None:
+    assert isinstance(await RemoveImage(disk_id="d-9").execute(a_world()), Nothing)
+
+
+async def test_a_disk_whose_image_stayed_is_illegal_and_an_event_names_its_ids() -> None:
+    world = a_world(*DISKS, guard_reads=False)
+    await RemoveImage(disk_id="d-1").end_with_failure(world)
+    (change,) = world.notes.changes
+    assert (change.entity, change.status) == (DISKS[0].ref, "ILLEGAL")
+    (event,) = world.notes.events
+    assert event.severity is Severity.ERROR
+    assert "d-1" in event.message
+    assert "h-1" in event.message
+
+
+async def test_the_vm_is_gone_whatever_became_of_its_images() -> None:
+    for end in (RemoveVm(vm_id="vm-1").end_successfully, RemoveVm(vm_id="vm-1").end_with_failure):
+        world = a_world(VM, guard_reads=False)
+        await end(world)
+        assert [(change.entity, change.remove) for change in world.notes.changes] == [(VM.ref, True)]
+        assert world.notes.read_versions == {VM.ref: 3}
+
+
+async def test_add_disk_notes_a_locked_disk_before_its_volume_is_made() -> None:
+    world = a_world(HOSTS[0])
+    plan = await AddDisk(disk_id="d-9", size_mb=10, host_id="h-1").execute(world)
+    assert isinstance(plan, Task)
+    assert plan.arguments == {"volume_id": "d-9", "size_mb": 10}
+    (change,) = world.notes.changes
+    assert (change.status, change.former) == ("LOCKED", None)
+    assert world.notes.read_versions[EntityRef("DISK", "d-9")] == 0
+
+
+async def test_add_disk_attaches_the_disk_to_its_vm_at_the_end() -> None:
+    world = a_world(VM, DISKS[0], an_entity("DISK", "d-9"), guard_reads=False)
+    await AddDisk(disk_id="d-9", size_mb=10, host_id="h-1", vm_id="vm-1").end_successfully(world)
+    disk, vm = world.notes.changes
+    assert disk.status == "OK"
+    assert vm.declared is not None
+    assert vm.declared["disk_ids"] == ["d-1", "d-2", "d-9"]
+
+
+async def test_a_disk_that_exists_is_not_added_again() -> None:
+    error = await refusal(AddDisk(disk_id="d-1", size_mb=1, host_id="h-1"), a_world(*DISKS, *HOSTS))
+    assert error.reason == "ENTITY_EXISTS"
+
+
+async def test_run_vm_calls_its_host_and_waits_until_the_vm_is_up() -> None:
+    plan = await RunVm(vm_id="vm-1").execute(a_world(VM, *HOSTS))
+    assert isinstance(plan, Serially)
+    start, wait = plan.plans
+    assert isinstance(start, Call)
+    assert isinstance(wait, WaitFor)
+    assert (start.host_id, start.verb) == ("h-2", "createVm")
+    assert wait.until.holds(Observation(state="UP"))
+
+
+async def test_run_vm_takes_another_host_if_its_own_is_not_up() -> None:
+    plan = await RunVm(vm_id="vm-1").execute(a_world(VM, HOSTS[0]))
+    assert isinstance(plan, Serially)
+    assert isinstance(plan.plans[0], Call)
+    assert plan.plans[0].host_id == "h-1"
+
+
+async def test_run_vm_is_refused_without_a_host_that_is_up() -> None:
+    assert (await refusal(RunVm(vm_id="vm-1"), a_world(VM))).reason == "NO_HOST"
+
+
+async def test_stop_vm_calls_the_host_where_the_vm_was_seen() -> None:
+    plan = await StopVm(vm_id="vm-1").execute(a_world(RUNNING))
+    assert isinstance(plan, Serially)
+    assert isinstance(plan.plans[0], Call)
+    assert plan.plans[0].host_id == "h-1"
+
+
+async def test_stop_vm_of_a_vm_that_is_down_calls_no_host() -> None:
+    assert isinstance(await StopVm(vm_id="vm-1").execute(a_world(VM)), Nothing)
+
+
+async def test_reads_are_guarded_while_planning_and_changes_alone_while_ending() -> None:
+    planning, ending = a_world(VM), a_world(VM, guard_reads=False)
+    await planning.get("VM", "vm-1")
+    await ending.get("VM", "vm-1")
+    assert planning.notes.read_versions == {VM.ref: 3}
+    assert ending.notes.read_versions == {}
+
+
+async def test_a_second_reader_of_a_turn_sees_what_the_first_noted() -> None:
+    world = a_world(VM)
+    world.change(await world.get("VM", "vm-1"), disk_ids=[])
+    assert (await world.get("VM", "vm-1")).declared["disk_ids"] == []
+
+
+def test_a_description_says_the_names_of_its_subjects() -> None:
+    kind = Registry.load().find("RemoveVm")
+    assert kind.describe(RemoveVm(vm_id="vm-1"), lambda ref: "web") == "Removing VM web"
+    assert kind.describe(RemoveVm(vm_id="vm-1"), lambda ref: "") == "Removing VM vm-1"
+
+
+def test_parameters_of_an_older_version_are_upgraded() -> None:
+    @command("Renamed", version=2)
+    class Renamed(Command):
+        new_name: str
+
+        @classmethod
+        def upgrade(cls, version: int, parameters: Any) -> Any:
+            return {"new_name": parameters["old_name"], **parameters}
+
+    kind: CommandType = Renamed.type_
+    assert kind.read(1, {"old_name": "a", "unknown": 1}) == Renamed(new_name="a")
+
+
+def test_two_commands_of_one_name_are_refused() -> None:
+    with pytest.raises(ValueError, match="two commands are called RemoveVm"):
+
+        @command("RemoveVm")
+        class Another(Command):
+            pass
