@@ -167,7 +167,8 @@ def _first(metadata: Iterable[tuple[str, str | bytes]], key: str) -> str | bytes
 def _transport_message(error: grpc.aio.AioRpcError, peer: str) -> str:
     match error.code():
         case grpc.StatusCode.UNAVAILABLE:
-            return f"cannot reach the {peer}: {error.details()}"
+            # "connections to all backends failing; last error: … remote host: Connection refused": the end says it.
+            return f"cannot reach the {peer}: {(error.details() or '').rpartition(': ')[2]}"
         case grpc.StatusCode.DEADLINE_EXCEEDED:
             return f"the {peer} did not answer in time"
     return f"the {peer} says: {error.details()}"

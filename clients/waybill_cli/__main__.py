@@ -1,0 +1,60 @@
+"""`waybill`: the program. Its parts, and the options that all of them share."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from waybill_cli import catalogue, entities, jobs, operations
+from waybill_cli.demo import demo
+from waybill_cli.run import run
+from waybill_cli.session import Session
+from waybill_cli.up import up
+
+app = typer.Typer(
+    name="waybill",
+    no_args_is_help=True,
+    context_settings={"help_option_names": ["-h", "--help"]},
+    pretty_exceptions_enable=False,
+    epilog="Exit codes: 0 done · 1 the job failed · 2 malformed · 3 cannot reach · 4 refused · 130 Ctrl-C.",
+)
+
+
+@app.callback()
+def program(
+    context: typer.Context,
+    coordinator: Annotated[
+        str | None,
+        typer.Option(help="Address, or several with commas; else WAYBILL_COORDINATOR, else 127.0.0.1:50051."),
+    ] = None,
+    jobstore: Annotated[
+        str | None,
+        typer.Option(help="Address, or several with commas; else WAYBILL_JOBSTORE, else 127.0.0.1:50052."),
+    ] = None,
+    user: Annotated[str, typer.Option(envvar="WAYBILL_USER", help="Who asks.")] = "",
+    timeout: Annotated[float, typer.Option(help="Seconds that an answer may take.")] = 10.0,
+) -> None:
+    """Runs commands on a data centre, and shows the jobs that they become."""
+    context.obj = Session(coordinator, jobstore, user, timeout)
+
+
+app.command()(run)
+app.add_typer(jobs.app, name="jobs")
+app.add_typer(catalogue.app, name="commands")
+app.command()(operations.hosts)
+app.add_typer(entities.app, name="entities")
+app.command()(operations.events)
+app.command()(operations.locks)
+app.command()(operations.check)
+app.command()(up)
+app.command()(demo)
+
+
+def main() -> None:
+    """The console script."""
+    app()
+
+
+if __name__ == "__main__":
+    main()

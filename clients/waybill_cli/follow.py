@@ -1,0 +1,106 @@
+"""Follows a job to its end: a live tree on a terminal, a line for each change in a pipe, JSON lines for programs.
+
+The job does not know that it is followed: Ctrl-C, a lost connection or a closed window leave it as it is, and the last
+thing said is how to return to it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from contextlib import AbstractContextManager, aclosing, nullcontext
+from datetime import datetime
+from types import TracebackType
+from typing import TypeAlias
+
+from rich.live import Live
+from rich.table import Table
+
+from waybill.v1.jobs_pb2 import Job
+from waybill_cli.exits import Exit
+from waybill_cli.output import Format, out, show_data, show_line, tell
+from waybill_cli.records import record
+from waybill_cli.session import Session
+from waybill_cli.tree import change_lines, job_picture
+from waybill_client import WaybillClient, WaybillError, is_ended, is_finished
+
+Show: TypeAlias = Callable[[Job], None]
+
+_PATIENCE_SECONDS = 60.0  # how long a jobstore may be away before the follower gives up
+
+
+async def follow(client: WaybillClient, job: Job, shown: AbstractContextManager[Show], session: Session) -> Job:
+    """Shows the job as it changes; returns it as it ended."""
+    try:
+        states = client.follow_job(job.job_id, give_up_after=_PATIENCE_SECONDS)
+        with shown as show:
+            async with aclosing(states):
+                async for job in states:
+                    show(job)
+    except (asyncio.CancelledError, WaybillError):
+        tell(f"the job goes on; return to it with: {session.command_line('jobs', 'watch', job.job_id)}")
+        raise
+    return job
+
+
+def shown_as(format: Format) -> AbstractContextManager[Show]:
+    """How changes are shown for this format and this output."""
+    if format is Format.JSON:
+        return nullcontext(lambda job: show_line(record(job)))
+    if format is Format.YAML:
+        return nullcontext(_show_document)
+    return LiveTree() if out.is_terminal else nullcontext(ChangeLines())
+
+
+def unseen() -> AbstractContextManager[Show]:
+    """For those who only wait."""
+    return nullcontext(lambda job: None)
+
+
+def exit_code_of(job: Job) -> Exit:
+    """What a job means for the program: one that still runs has not failed."""
+    return Exit.OK if is_finished(job) or not is_ended(job) else Exit.JOB_FAILED
+
+
+class LiveTree:
+    """The tree, drawn over itself while the job runs, and once more in full at the end."""
+
+    def __init__(self) -> None:
+        self._job = Job()
+        self._live = Live(console=out, get_renderable=self._picture, refresh_per_second=8, transient=True)
+
+    def __enter__(self) -> Show:
+        self._live.start()
+        return self._show
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._live.stop()
+        if self._job.job_id:
+            out.print(job_picture(self._job))
+
+    def _show(self, job: Job) -> None:
+        self._job = job
+        self._live.refresh()
+
+    def _picture(self) -> Table:
+        return job_picture(self._job, height=max(5, out.height - 4))
+
+
+class ChangeLines:
+    """A line for each change, with the time at which it came."""
+
+    def __init__(self) -> None:
+        self._before: Job | None = None
+
+    def __call__(self, job: Job) -> None:
+        now = datetime.now().astimezone().strftime("%H:%M:%S")
+        for line in change_lines(self._before, job):
+            out.print(f"{now}  {line}", markup=False, soft_wrap=True)
+        self._before = job
+
+
+def _show_document(job: Job) -> None:
+    out.print("---", markup=False)
+    show_data(record(job), Format.YAML)

@@ -1,0 +1,220 @@
+"""`waybill jobs`: list, get, watch, cancel, tasks."""
+
+from __future__ import annotations
+
+import uuid
+from collections.abc import AsyncIterator
+from typing import Annotated, Any, TypeVar
+
+import typer
+from google.protobuf.message import Message
+from rich.console import Group
+from rich.table import Table
+from rich.text import Text
+
+from waybill.v1.jobs_pb2 import HostTask, Job
+from waybill_cli.exits import Complaint, Exit
+from waybill_cli.follow import exit_code_of, follow, shown_as, unseen
+from waybill_cli.options import (
+    CorrelationIdOption,
+    EntityOption,
+    FilterOption,
+    FormatOption,
+    JobIdArgument,
+    LimitOption,
+)
+from waybill_cli.output import (
+    Column,
+    Format,
+    clock_word,
+    duration_word,
+    printable,
+    show_one,
+    show_rows,
+    status_text,
+    subject_word,
+    tell,
+)
+from waybill_cli.session import perform, session_of
+from waybill_cli.tree import job_picture, reason_line
+from waybill_client import WaybillClient, is_ended, where
+from waybill_client.words import cancel_word, plain, task_word
+
+Item = TypeVar("Item", bound=Message)
+
+app = typer.Typer(help="What runs and what ran.", no_args_is_help=True)
+
+_SEARCHED = 1000  # newest jobs among which a part of an id is looked up
+
+JOB_COLUMNS: list[Column[Job]] = [
+    Column("JOB", lambda job: job.job_id),
+    Column("STATUS", lambda job: status_text(job.status)),
+    Column("DONE", lambda job: f"{job.progress}%"),
+    Column("CREATED", lambda job: clock_word(job.create_time)),
+    Column("TOOK", lambda job: duration_word(job.start_time, job.end_time)),
+    Column("COMMAND", lambda job: job.command_type),
+    Column("DESCRIPTION", lambda job: job.description),
+    Column("CORRELATION ID", lambda job: job.correlation_id),
+]
+
+TASK_COLUMNS: list[Column[HostTask]] = [
+    Column("TASK", lambda task: task.task_id),
+    Column("STATE", lambda task: task_word(task)),
+    Column("VERB", lambda task: task.verb or "(wait)"),
+    Column("HOST", lambda task: task.host_id),
+    Column("ENTITY", lambda task: subject_word(task.entity)),
+    Column("CREATED", lambda task: clock_word(task.create_time)),
+    Column("TOOK", lambda task: duration_word(task.create_time, task.end_time)),
+    Column("CLEARED", lambda task: "yes" if task.cleared else "no"),
+    Column("ERROR", lambda task: reason_line(task.error) if task.HasField("error") else ""),
+]
+
+
+@app.command("list")
+def list_jobs(
+    context: typer.Context,
+    status: Annotated[str | None, typer.Option(help="PENDING, STARTED, FINISHED, FAILED ...")] = None,
+    command_type: Annotated[str | None, typer.Option("--type", help="Command type.")] = None,
+    correlation_id: CorrelationIdOption = None,
+    owner: Annotated[str | None, typer.Option(help="Who asked for it.")] = None,
+    entity: EntityOption = None,
+    filter: FilterOption = "",
+    limit: LimitOption = 50,
+    oldest_first: Annotated[bool, typer.Option("--oldest-first", help="Oldest first instead of newest.")] = False,
+    output: FormatOption = Format.TABLE,
+) -> None:
+    """Lists jobs, newest first."""
+    terms = where(
+        status=status.upper() if status else None,
+        command_type=command_type,
+        correlation_id=correlation_id,
+        owner=owner,
+        entity=entity,
+    )
+    wanted = " AND ".join(each for each in (terms, filter) if each)
+    order_by = "create_time" if oldest_first else ""
+
+    async def work() -> None:
+        async with session_of(context).client() as client:
+            jobs = client.list_jobs(wanted, order_by=order_by, page_size=min(limit, 1000))
+            show_rows(await first(limit, jobs), JOB_COLUMNS, output)
+
+    perform(work())
+
+
+@app.command("get")
+def get_job(context: typer.Context, job_id: JobIdArgument, output: FormatOption = Format.TABLE) -> None:
+    """Shows a job with its steps."""
+
+    async def work() -> None:
+        async with session_of(context).client() as client:
+            job = await client.get_job(await whole_job_id(client, job_id))
+            show_one(job, output, job_details(job))
+
+    perform(work())
+
+
+@app.command("watch")
+def watch_job(context: typer.Context, job_id: JobIdArgument, output: FormatOption = Format.TABLE) -> None:
+    """Follows a job to its end. Ctrl-C leaves the job running."""
+
+    async def work() -> Exit:
+        session = session_of(context)
+        async with session.client() as client:
+            job = await client.get_job(await whole_job_id(client, job_id))
+            return exit_code_of(await follow(client, job, shown_as(output), session))
+
+    perform(work())
+
+
+@app.command("cancel")
+def cancel_job(
+    context: typer.Context,
+    job_id: JobIdArgument,
+    reason: Annotated[str, typer.Option(help="For the audit log.")] = "",
+    wait: Annotated[bool, typer.Option("--wait", help="Return when the job has ended.")] = False,
+    output: FormatOption = Format.TABLE,
+) -> None:
+    """Asks a job to stop, by its command type's kind of cancelling."""
+
+    async def work() -> None:
+        session = session_of(context)
+        async with session.client() as client:
+            job = await client.cancel_job(await whole_job_id(client, job_id), reason)
+            if wait:
+                job = await follow(client, job, unseen(), session)
+            elif not is_ended(job):
+                tell(f"asked to stop; see how it ends with: {session.command_line('jobs', 'watch', job.job_id)}")
+            show_one(job, output, job_picture(job))
+
+    perform(work())
+
+
+@app.command("tasks")
+def list_tasks(
+    context: typer.Context, job_id: JobIdArgument, limit: LimitOption = 200, output: FormatOption = Format.TABLE
+) -> None:
+    """Lists what a job has begun on hosts: tasks, calls and waits."""
+
+    async def work() -> None:
+        async with session_of(context).client() as client:
+            tasks = client.list_host_tasks(job_id=await whole_job_id(client, job_id))
+            show_rows(await first(limit, tasks), TASK_COLUMNS, output)
+
+    perform(work())
+
+
+async def whole_job_id(client: WaybillClient, text: str) -> str:
+    """The id that begins or ends with the text, among the newest jobs; an id that is whole is not looked up."""
+    if _is_whole(text):
+        return text
+    jobs = await first(_SEARCHED, client.list_jobs(page_size=_SEARCHED))
+    found = [job.job_id for job in jobs if job.job_id.startswith(text) or job.job_id.endswith(text)]
+    if not found:
+        raise Complaint(f"no job like {text!r}", "`waybill jobs list` shows the jobs", exit_code=Exit.REFUSED)
+    if len(found) > 1:
+        raise Complaint(f"{len(found)} jobs are like {text!r}", f"for instance {', '.join(found[:3])}")
+    return found[0]
+
+
+async def first(count: int, items: AsyncIterator[Item]) -> list[Item]:
+    """The first so many items, without fetching pages beyond them."""
+    taken: list[Item] = []
+    async for item in items:
+        taken.append(item)
+        if len(taken) == count:
+            break
+    return taken
+
+
+def job_details(job: Job) -> Group:
+    """All of a job: its facts, then its tree."""
+    facts = Table.grid(padding=(0, 2, 0, 0))
+    for name, value in _facts(job):
+        if value:
+            facts.add_row(Text(name, style="dim"), Text(printable(value)))
+    return Group(facts, Text(), job_picture(job))
+
+
+def _facts(job: Job) -> list[tuple[str, str]]:
+    parameters: dict[str, Any] = plain(job.parameters)
+    return [
+        ("job", job.job_id),
+        ("correlation id", job.correlation_id),
+        ("owner", job.owner),
+        ("parameters", ", ".join(f"{name}={value}" for name, value in parameters.items())),
+        ("subjects", ", ".join(subject_word(subject) for subject in job.subjects)),
+        ("created", clock_word(job.create_time)),
+        ("ended", clock_word(job.end_time)),
+        ("deadline", clock_word(job.deadline)),
+        ("on cancel", "" if is_ended(job) else cancel_word(job.cancelable)),
+        ("restarts", job.restarted_from),
+        ("revision", str(job.revision)),
+    ]
+
+
+def _is_whole(text: str) -> bool:
+    try:
+        return str(uuid.UUID(text)) == text
+    except ValueError:
+        return False
