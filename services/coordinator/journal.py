@@ -37,6 +37,7 @@ from chassis.clock import Clock
 from chassis.errors import WaybillError, unavailable
 from coordinator.background import Background
 from coordinator.batches import Batch, Gathering, Waiting
+from coordinator.doorbell import set_within
 from coordinator.journalwatch import HeardEntities, HeardRequests, JournalWatch
 from coordinator.retries import Backoff, verdict
 from waybill.v1 import jobs_pb2, jobstore_pb2, jobstore_pb2_grpc
@@ -49,6 +50,7 @@ ASK_SECONDS: Final = 5.0
 """The same for every other call."""
 PATIENCE: Final = 10.0
 """How long a read that a caller waits for is repeated while the jobstore is away."""
+MOST_LEFTOVERS: Final = 1000
 DEFECT_ATTEMPTS: Final = 4
 """How often a part that makes the jobstore stumble is tried before it is given up."""
 
@@ -121,14 +123,7 @@ class Journal:
 
     async def drain(self, seconds: float) -> bool:
         """Waits until nothing is left to send, at most so many seconds; tells whether that is so."""
-        idle = asyncio.ensure_future(self._idle.wait())
-        enough = asyncio.ensure_future(self._clock.sleep(seconds))
-        try:
-            await asyncio.wait((idle, enough), return_when=asyncio.FIRST_COMPLETED)
-            return self._idle.is_set()
-        finally:
-            idle.cancel()
-            enough.cancel()
+        return await set_within(self._idle, self._clock, seconds)
 
     def _wake(self) -> None:
         self._something.set()
@@ -205,8 +200,8 @@ class Journal:
         return (await self._ask(self._stub.RequestFlow, asked)).revision
 
     async def uncleared_tasks(self, host_id: str) -> list[str]:
-        """Returns tasks of ended flows that a host may still know: at most 1,000 of them."""
-        request = jobstore_pb2.ListUnclearedTasksRequest(host_id=host_id)
+        """Returns tasks of ended flows that a host may still know, at most MOST_LEFTOVERS."""
+        request = jobstore_pb2.ListUnclearedTasksRequest(host_id=host_id, limit=MOST_LEFTOVERS)
         return list((await self._ask(self._stub.ListUnclearedTasks, request)).task_ids)
 
     async def claim_hosts(self) -> list[str]:
@@ -215,14 +210,17 @@ class Journal:
         return list((await self._ask(self._stub.ClaimHosts, request)).host_ids)
 
     async def claim_flows(self, dead_coordinator_id: str, observed_counter: int, limit: int = 100) -> list[str]:
-        """Takes over unfinished flows of a coordinator whose lease stands still at that counter, or ("") of none."""
+        """Takes over unfinished flows of a coordinator whose lease stands still at that counter, or ("") of none.
+
+        In one attempt: when its answer is lost, another would name other flows. Our own id: which flows are ours.
+        """
         request = jobstore_pb2.ClaimFlowsRequest(
             coordinator_id=self._coordinator_id,
             dead_coordinator_id=dead_coordinator_id,
             observed_counter=observed_counter,
             limit=limit,
         )
-        return list((await self._ask(self._stub.ClaimFlows, request)).flow_command_ids)
+        return list((await self._ask(self._stub.ClaimFlows, request, patience=0)).flow_command_ids)
 
     async def load_flows(self, flow_command_ids: Sequence[str]) -> list[jobstore_pb2.FlowRows]:
         """Returns the rows of at most 100 flows; waits for as long as the jobstore is away, for they are ours."""
