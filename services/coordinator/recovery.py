@@ -59,7 +59,7 @@ class Lease:
         on_lost: Callable[[str], None],
         on_leases: Callable[[Sequence[jobstore_pb2.Lease]], None],
     ) -> None:
-        """`address`: where we listen. `on_lost` is told why, once. `on_leases` is told of all leases at each renewal."""
+        """`address`: where we listen. `on_lost` is told why, once; `on_leases` of all leases, at each renewal."""
         self._journal = journal
         self._clock = clock
         self._lease_seconds = lease_seconds

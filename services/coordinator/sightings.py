@@ -82,7 +82,7 @@ class Sightings:
         )
 
     def _observed(
-        self, entity_type: jobs_pb2.EntityType, entity_id: str, state: str, number: int, error: str = ""
+        self, entity_type: jobs_pb2.EntityType.ValueType, entity_id: str, state: str, number: int, error: str = ""
     ) -> jobstore_pb2.ObservedRow:
         return jobstore_pb2.ObservedRow(
             entity=jobstore_pb2.EntityRef(entity_type=entity_type, entity_id=entity_id),
