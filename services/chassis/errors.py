@@ -118,7 +118,7 @@ class WaybillError(Exception):
         return cls(code, _reason_of_bare(code), error.details() or code.name)
 
 
-def for_the_wire(error: WaybillError) -> tuple[str, tuple[tuple[str, bytes]]]:
+def for_the_wire(error: WaybillError) -> tuple[str, tuple[tuple[str, str | bytes], ...]]:
     """Returns the arguments of `rpc.abort` after the code: the sentence, and the whole status as trailing metadata.
 
     Metadata has a soft limit of 8 KiB, beyond which the reader would get RESOURCE_EXHAUSTED instead of our error, so

@@ -50,7 +50,8 @@ class Health(health_pb2_grpc.HealthServicer):
         self, request: health_pb2.HealthCheckRequest, context: grpc.aio.ServicerContext[Any, Any]
     ) -> health_pb2.HealthCheckResponse:
         if request.service not in self._known:
-            await context.abort(grpc.StatusCode.NOT_FOUND, "no such service")
+            context.set_code(grpc.StatusCode.NOT_FOUND)
+            context.set_details("no such service")
         return self._response(request.service)
 
     async def Watch(  # noqa: N802

@@ -1,8 +1,12 @@
 """What happens around every call, once, so that no service repeats it.
 
-    bytes in ─▶ limit ─▶ parse ─▶ identify (correlation id, user) ─▶ echo ─▶ the service
-                                                                                 │
-    bytes out ◀─ serialise ◀──────────────────── answer, or error ─▶ abort with google.rpc.Status
+    bytes in ─▶ limit ─▶ parse ─▶ identify (correlation id, user) ─▶ the service
+                                                                         │
+    bytes out ◀─ echo ◀─ serialise ◀──────────────────────────────── answer, or error ─▶ echo, google.rpc.Status
+
+When the correlation id is echoed matters: initial metadata commits a call, and gRPC retries no committed call. So a
+unary call is echoed with its answer, and UNAVAILABLE, which clients retry by themselves, goes out without initial
+metadata and echoes in the trailing ones. Streams are echoed at once: their readers resume by their own rules.
 
 A method's handler is wrapped when it is first called and kept, so a call costs one more coroutine and the message that
 carries the echo. Requests are parsed here rather than by gRPC, so that bytes which do not parse are the caller's
@@ -32,6 +36,7 @@ _LONGEST_USER: Final = 256
 _NOBODY: Final = CallContext(correlation_id="", user=ANONYMOUS)
 
 _Metadata = Iterable[tuple[str, str | bytes]]
+_Echo = tuple[tuple[str, str | bytes], ...]
 _Rpc = grpc.aio.ServicerContext[Any, Any]
 
 log = logs.get_logger(__name__)
@@ -113,14 +118,14 @@ class _Method:
         request, caller, problem = self._receive(data, rpc)
         ended = self._observe(rpc, caller) if self._observers else None
         try:
-            await rpc.send_initial_metadata(((CORRELATION_KEY, caller.correlation_id),))
             if problem is not None:
                 raise problem
             answer = self._serialise(await self._inner(request, rpc))
+            await rpc.send_initial_metadata(_echo(caller))
         except BaseException as error:
             if ended is not None:
                 ended(error)
-            await self._refuse(error, rpc)
+            await self._refuse(error, rpc, _echo(caller))
             raise
         if ended is not None:
             ended(None)
@@ -130,14 +135,14 @@ class _Method:
         request, caller, problem = self._receive(data, rpc)
         ended = self._observe(rpc, caller) if self._observers else None
         try:
-            await rpc.send_initial_metadata(((CORRELATION_KEY, caller.correlation_id),))
+            await rpc.send_initial_metadata(_echo(caller))
             if problem is not None:
                 raise problem
             await self._pour(self._inner(request, rpc), rpc)
         except BaseException as error:
             if ended is not None:
                 ended(error)
-            await self._refuse(error, rpc)
+            await self._refuse(error, rpc, ())
             raise
         if ended is not None:
             ended(None)
@@ -199,8 +204,11 @@ class _Method:
         """Answers may be bytes already: what many watchers are sent is serialised once."""
         return answer if type(answer) is bytes else self._handler.response_serializer(answer)
 
-    async def _refuse(self, error: BaseException, rpc: _Rpc) -> None:
-        """Ends the call with the status that the error stands for; returns if it has an end already."""
+    async def _refuse(self, error: BaseException, rpc: _Rpc, echo: _Echo) -> None:
+        """Ends the call with the status that the error stands for; returns if it has an end already.
+
+        `echo` is what was not echoed yet.
+        """
         if isinstance(error, WaybillError):
             refusal = error
         elif isinstance(error, grpc.aio.AioRpcError):
@@ -211,7 +219,12 @@ class _Method:
             refusal = self._defect(error)
         else:  # cancelled, or aborted by the service
             return
-        await rpc.abort(refusal.code, *errors.for_the_wire(refusal))
+        details, trailing = errors.for_the_wire(refusal)
+        if refusal.code is grpc.StatusCode.UNAVAILABLE:
+            trailing += echo
+        elif echo:
+            await rpc.send_initial_metadata(echo)
+        await rpc.abort(refusal.code, details, trailing)
 
     def _neighbours_failure(self, error: grpc.aio.AioRpcError) -> WaybillError:
         """What a service we called said, if it is of ours or away; anything else is a defect here."""
@@ -222,6 +235,10 @@ class _Method:
         log.error("call failed", method=self._name, exc_info=error)
         correlation_id = context.current().correlation_id
         return errors.internal(f"{self._name} failed; the log has the cause under {correlation_id}")
+
+
+def _echo(caller: CallContext) -> _Echo:
+    return ((CORRELATION_KEY, caller.correlation_id),)
 
 
 def _caller(metadata: _Metadata) -> CallContext:

@@ -62,6 +62,18 @@ class TestCorrelationId:
         await refusal_of(call)
         assert await echo_of(call) == "order-7"
 
+    async def test_it_is_echoed_in_the_trailing_metadata_of_what_clients_retry(
+        self, stub: Any, jobstore: ScriptedJobStore
+    ) -> None:
+        async def refuse(_request: Any, _rpc: Any) -> None:
+            raise errors.unavailable("the database is away")
+
+        jobstore.get_job = refuse
+        call = stub.GetJob(a_request(), metadata=(("x-correlation-id", "order-7"),))
+        await refusal_of(call)
+        assert dict(await call.initial_metadata()) == {}
+        assert dict(await call.trailing_metadata())["x-correlation-id"] == "order-7"
+
     async def test_it_is_echoed_before_a_streams_first_message(self, stub: Any, jobstore: ScriptedJobStore) -> None:
         async def silent(_request: Any, _rpc: Any) -> AsyncIterator[Any]:
             await asyncio.Event().wait()

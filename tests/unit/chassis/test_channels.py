@@ -2,6 +2,7 @@
 
 import pytest
 
+from chassis import http2
 from chassis.channels import target_of
 
 
@@ -24,3 +25,14 @@ def test_addresses_become_a_target(addresses: str, target: str) -> None:
 def test_addresses_that_gRPC_cannot_resolve_together_are_refused(addresses: str) -> None:
     with pytest.raises(ValueError, match=r"address|host:port"):
         target_of(addresses)
+
+
+def test_clients_ping_less_often_than_servers_allow() -> None:
+    client, server = dict(http2.CLIENT_KEEPALIVE), dict(http2.SERVER_KEEPALIVE)
+    assert client["grpc.keepalive_time_ms"] >= 2 * server["grpc.http2.min_ping_interval_without_data_ms"]
+    assert server["grpc.keepalive_permit_without_calls"] == client["grpc.keepalive_permit_without_calls"] == 1
+
+
+@pytest.mark.parametrize("end", [http2.CLIENT_KEEPALIVE, http2.SERVER_KEEPALIVE])
+def test_both_names_of_the_ping_timeout_agree(end: http2.Options) -> None:
+    assert dict(end)["grpc.http2.ping_timeout_ms"] == dict(end)["grpc.keepalive_timeout_ms"]

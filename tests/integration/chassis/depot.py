@@ -1,0 +1,67 @@
+"""A small process on the chassis, for the tests of its life: `python depot.py LISTEN [BEHAVIOUR …]`.
+
+Behaviours: `never-ready`, `early` (takes for ever to open what it needs), `deaf` (streams are not told of the end).
+Says what happens on stdout, one word a line.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import sys
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from typing import Any
+
+from chassis import logs
+from chassis.server import Mount, run, serve
+from waybill.v1 import jobs_pb2, jobstore_pb2, jobstore_pb2_grpc
+
+
+class Depot(jobstore_pb2_grpc.JobStoreServicer):
+    def __init__(self) -> None:
+        self.closing = asyncio.Event()
+
+    async def GetJob(self, request: Any, _rpc: Any) -> jobs_pb2.Job:
+        return jobs_pb2.Job(job_id=request.job_id)
+
+    async def WatchJobs(self, _request: Any, _rpc: Any) -> AsyncIterator[Any]:
+        yield jobstore_pb2.WatchJobsResponse(revision=1)
+        await self.closing.wait()
+        yield jobstore_pb2.WatchJobsResponse(revision=2)
+
+
+@asynccontextmanager
+async def resources(behaviours: set[str]) -> AsyncIterator[None]:
+    say("opening")
+    try:
+        if "early" in behaviours:
+            await asyncio.Event().wait()
+        yield
+    finally:
+        say("closed")
+
+
+def say(word: str) -> None:
+    print(word, flush=True)
+
+
+async def main(listen: str, behaviours: set[str]) -> None:
+    depot = Depot()
+
+    async def ready() -> None:
+        if "never-ready" in behaviours:
+            await asyncio.Event().wait()
+
+    async def before_stop() -> None:
+        say("telling")
+        if "deaf" not in behaviours:
+            depot.closing.set()
+
+    mount = Mount("waybill.v1.JobStore", depot, jobstore_pb2_grpc.add_JobStoreServicer_to_server)
+    async with resources(behaviours):
+        await serve(listen, [mount], ready=ready, before_stop=before_stop, grace=30.0)
+
+
+if __name__ == "__main__":
+    logs.configure("depot")
+    run(main(sys.argv[1], set(sys.argv[2:])))
