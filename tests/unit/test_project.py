@@ -68,11 +68,11 @@ class TestTimeIdsAndRandomnessAreArguments:
 
 
 def _lines_asking_loop_for_time(text: str) -> list[int]:
-    return [
+    return sorted(
         node.lineno
         for node in ast.walk(ast.parse(text))
         if isinstance(node, ast.Attribute) and node.attr == "time" and "loop" in ast.unparse(node.value).lower()
-    ]
+    )
 
 
 class TestThePureCore:

@@ -84,6 +84,18 @@ async def channel(server: Server) -> AsyncIterator[grpc.aio.Channel]:
 
 
 @pytest.fixture
+async def plain_channel(server: Server) -> AsyncIterator[grpc.aio.Channel]:
+    """A channel of somebody who has none of our code: nothing is retried."""
+    async with grpc.aio.insecure_channel(server.address) as channel:
+        yield channel
+
+
+@pytest.fixture
+def plain_stub(plain_channel: grpc.aio.Channel) -> Any:
+    return jobstore_pb2_grpc.JobStoreStub(plain_channel)
+
+
+@pytest.fixture
 def stub(channel: grpc.aio.Channel) -> Any:
     return jobstore_pb2_grpc.JobStoreStub(channel)
 

@@ -63,13 +63,13 @@ class TestCorrelationId:
         assert await echo_of(call) == "order-7"
 
     async def test_it_is_echoed_in_the_trailing_metadata_of_what_clients_retry(
-        self, stub: Any, jobstore: ScriptedJobStore
+        self, plain_stub: Any, jobstore: ScriptedJobStore
     ) -> None:
         async def refuse(_request: Any, _rpc: Any) -> None:
             raise errors.unavailable("the database is away")
 
         jobstore.get_job = refuse
-        call = stub.GetJob(a_request(), metadata=(("x-correlation-id", "order-7"),))
+        call = plain_stub.GetJob(a_request(), metadata=(("x-correlation-id", "order-7"),))
         await refusal_of(call)
         assert dict(await call.initial_metadata()) == {}
         assert dict(await call.trailing_metadata())["x-correlation-id"] == "order-7"
@@ -177,7 +177,9 @@ class TestUser:
 
 
 class TestErrors:
-    async def test_an_error_arrives_with_exactly_one_error_info(self, stub: Any, jobstore: ScriptedJobStore) -> None:
+    async def test_an_error_arrives_with_exactly_one_error_info(
+        self, plain_stub: Any, jobstore: ScriptedJobStore
+    ) -> None:
         async def refuse(_request: Any, _rpc: Any) -> None:
             raise WaybillError(
                 grpc.StatusCode.UNAVAILABLE, "SHUTTING_DOWN", "come again", metadata={"a": "b"}, retry_after=0.5
@@ -185,7 +187,7 @@ class TestErrors:
 
         jobstore.get_job = refuse
         with pytest.raises(grpc.aio.AioRpcError) as failure:
-            await stub.GetJob(a_request())
+            await plain_stub.GetJob(a_request())
         status = rpc_status.from_call(failure.value)  # by somebody else's reading of the same convention
         assert status is not None
         infos = [detail for detail in status.details if detail.Is(error_details_pb2.ErrorInfo.DESCRIPTOR)]
@@ -247,14 +249,16 @@ class TestErrors:
         assert (refusal.code, refusal.message) == (grpc.StatusCode.DATA_LOSS, "gone")
         assert log_lines == []
 
-    async def test_a_neighbour_that_is_away_makes_us_unavailable(self, stub: Any, jobstore: ScriptedJobStore) -> None:
+    async def test_a_neighbour_that_is_away_makes_us_unavailable(
+        self, plain_stub: Any, jobstore: ScriptedJobStore
+    ) -> None:
         async def ask_neighbour(_request: Any, _rpc: Any) -> None:
             raise grpc.aio.AioRpcError(
                 grpc.StatusCode.UNAVAILABLE, grpc.aio.Metadata(), grpc.aio.Metadata(), "no connection"
             )
 
         jobstore.get_job = ask_neighbour
-        refusal = await refusal_of(stub.GetJob(a_request()))
+        refusal = await refusal_of(plain_stub.GetJob(a_request()))
         assert (refusal.code, refusal.reason) == (grpc.StatusCode.UNAVAILABLE, "DEPENDENCY_UNAVAILABLE")
 
     async def test_a_call_that_nobody_wrote_is_unimplemented(self, stub: Any, log_lines: list[Any]) -> None:
@@ -275,7 +279,7 @@ class TestErrors:
     ) -> None:
         async with open_channel(server.address, max_message_mib=64) as channel:
             stub = jobstore_pb2_grpc.JobStoreStub(channel)
-            refusal = await refusal_of(stub.GetJob(a_request("x" * (4 << 20))))  # type: ignore[arg-type]
+            refusal = await refusal_of(stub.GetJob(a_request("x" * (4 << 20))))
         assert (refusal.code, refusal.reason) == (grpc.StatusCode.RESOURCE_EXHAUSTED, "LIMIT_EXCEEDED")
         assert jobstore.callers == []
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
 from typing import Any
 
 import grpc
@@ -22,13 +21,6 @@ from .conftest import ScriptedJobStore, a_server, mount_of
 SERVING = health_pb2.HealthCheckResponse.SERVING
 NOT_SERVING = health_pb2.HealthCheckResponse.NOT_SERVING
 SERVICE_UNKNOWN = health_pb2.HealthCheckResponse.SERVICE_UNKNOWN
-
-
-@pytest.fixture
-async def plain_channel(server: Server) -> AsyncIterator[grpc.aio.Channel]:
-    """A channel of somebody who has none of our code."""
-    async with grpc.aio.insecure_channel(server.address) as channel:
-        yield channel
 
 
 class TestHealth:
@@ -97,7 +89,7 @@ class Stranger:
             file = descriptor_pb2.FileDescriptorProto.FromString(data)
             for dependency in file.dependency:
                 await self._learn(file_by_filename=dependency)
-            self._pool.Add(file)  # type: ignore[no-untyped-call]
+            self._pool.Add(file)
 
     async def _ask(self, **question: str) -> Any:
         stream: Any = self._channel.stream_stream(
