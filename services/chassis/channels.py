@@ -20,9 +20,10 @@ from chassis import http2
 
 MIB: Final = 1 << 20
 
-_SERVICE_CONFIG: Final = json.dumps(
-    {
-        "loadBalancingConfig": [{"round_robin": {}}],
+
+def _service_config(policy: str) -> str:
+    config = {
+        "loadBalancingConfig": [{policy: {}}],
         "healthCheckConfig": {"serviceName": ""},
         "methodConfig": [
             {
@@ -37,15 +38,17 @@ _SERVICE_CONFIG: Final = json.dumps(
             }
         ],
     }
-)
+    return json.dumps(config)
 
 
-def open_channel(addresses: str, *, max_message_mib: int = 4) -> grpc.aio.Channel:
+def open_channel(addresses: str, *, max_message_mib: int = 4, sticky: bool = False) -> grpc.aio.Channel:
     """Opens a channel to one server or, separated by commas, to several that are equal.
 
-    `host:port`, where a name may stand for many servers; several must be IP addresses. Raises ValueError for others.
+    `host:port`, where a name may stand for many servers; several must be IP addresses. They are used in turn, or with
+    `sticky` the first that answers until it is gone: for callers whose batches should stay together. Raises ValueError.
     """
-    return grpc.aio.insecure_channel(target_of(addresses), options=_options(max_message_mib))
+    policy = "pick_first" if sticky else "round_robin"
+    return grpc.aio.insecure_channel(target_of(addresses), options=_options(max_message_mib, policy))
 
 
 def target_of(addresses: str) -> str:
@@ -78,9 +81,9 @@ def _family(address: str) -> str:
         return "name"
 
 
-def _options(max_message_mib: int) -> list[tuple[str, str | int]]:
+def _options(max_message_mib: int, policy: str) -> list[tuple[str, str | int]]:
     return [
-        ("grpc.service_config", _SERVICE_CONFIG),
+        ("grpc.service_config", _service_config(policy)),
         ("grpc.enable_retries", 1),
         *http2.CLIENT_KEEPALIVE,
         # The default backoff grows to two minutes; a restarted neighbour is back in one second.

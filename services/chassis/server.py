@@ -217,6 +217,11 @@ def _lifetime_of_process() -> Lifetime:
     return lifetime
 
 
+def end_process(reason: str) -> None:
+    """Asks this process to end, as a signal would: what it stands on is gone, and its supervisor starts it anew."""
+    _lifetime_of_process().end(reason)
+
+
 def run(main: Coroutine[Any, Any, None]) -> None:
     """Runs a process's main coroutine on uvloop, where there is one; exits with 3 if its address is taken.
 

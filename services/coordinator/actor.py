@@ -70,7 +70,7 @@ class Actor:
                 for effect in self.tree.handle(self._mailbox.popleft(), self._engine.clock.now()):
                     self._perform(effect)
             self._note_waits()
-        except Exception as error:  # a defect of ours must not stop the other flows
+        except Exception as error:  # noqa: BLE001 - a defect of ours must not stop the other flows
             self._engine.crashed(self, error)
         finally:
             self._handling = False

@@ -75,7 +75,7 @@ class Engine:
         self._waiting: dict[EntityRef, set[Actor]] = {}
         self._known_hosts: dict[str, Entity] = {}
         self._crashes: dict[str, Backoff] = {}  # of flows whose actor had a defect
-        self._stopped: WaybillError | None = None  # why nothing is taken any more
+        self._closed: WaybillError | None = unavailable("this coordinator is starting")  # None while flows are taken
 
     def start(self) -> None:
         """Begins to listen; the background must have been entered."""
@@ -83,9 +83,13 @@ class Engine:
         self.journal.on_entities(self.entities_changed)
         self.journal.on_requests(self.requests_left)
 
+    def open(self) -> None:
+        """Takes flows from now on: the lease is ours."""
+        self._closed = None
+
     def stop(self, why: WaybillError) -> None:
         """Takes nothing any more and drops all flows: they go on where they are claimed."""
-        self._stopped = self._stopped or why
+        self._closed = why
         for actor in list(self._flows.values()):
             self.abandoned(actor, why)
 
@@ -93,6 +97,10 @@ class Engine:
     def flows(self) -> int:
         """How many flows are at work."""
         return len(self._flows)
+
+    def is_running(self, flow_command_id: str) -> bool:
+        """Tells whether the flow is at work here."""
+        return flow_command_id in self._flows
 
     # --- submissions -------------------------------------------------------------------------------------------------
 
@@ -110,13 +118,13 @@ class Engine:
         return await actor.answer
 
     async def plan_only(self, job: Job, command: Command) -> jobs_pb2.Job:
-        """Returns the job as it would be planned, storing nothing: PENDING with its steps, or FAILED with the reason."""
+        """Returns the job as it would be planned, storing nothing: PENDING with its steps, or FAILED and why."""
         actor = self._new_actor(job, command)
         return await Rehearsal(actor).run()
 
     def _new_actor(self, job: Job, command: Command) -> Actor:
-        if self._stopped is not None:
-            raise self._stopped
+        if self._closed is not None:
+            raise unavailable(self._closed.message, reason=self._closed.reason)
         root = CommandRow(
             command_id=self.ids.new(),
             parent_command_id="",
@@ -196,7 +204,7 @@ class Engine:
     def flows_claimed(self, flows: Sequence[jobstore_pb2.FlowRows]) -> None:
         """Takes up flows that were claimed."""
         for message in flows:
-            if message.flow_command_id in self._flows or self._stopped is not None:
+            if message.flow_command_id in self._flows or self._closed is not None:
                 continue
             try:
                 self._take_up(message)
@@ -265,7 +273,7 @@ class Engine:
         self.background.start(self._load(flow_command_id), "load")
 
     async def _load(self, flow_command_id: str) -> None:
-        if self._stopped is None:
+        if self._closed is None:
             self.flows_claimed(await self.journal.load_flows([flow_command_id]))
 
     def _forget(self, actor: Actor) -> None:

@@ -1,0 +1,100 @@
+"""Starts a coordinator: `python -m coordinator`."""
+
+from __future__ import annotations
+
+import asyncio
+import random
+from collections.abc import Awaitable, Callable
+
+from chassis import logs
+from chassis.channels import open_channel
+from chassis.clock import SystemClock, Uuid7Ids
+from chassis.server import Mount, end_process, run, serve
+from chassis.settings import load
+from coordinator.background import Background
+from coordinator.commands.base import Registry
+from coordinator.engine import Engine, going_down
+from coordinator.hosts import Hosts
+from coordinator.journal import Journal
+from coordinator.monitor import Monitor
+from coordinator.recovery import Lease, Recovery
+from coordinator.service import CoordinatorService
+from coordinator.settings import Settings
+from waybill.v1 import coordinator_pb2_grpc, jobstore_pb2_grpc
+
+JOURNAL_MESSAGE_MIB = 64  # one commit of a flow with thousands of children
+
+
+async def main(settings: Settings) -> None:
+    """Serves until the process is asked to end or its lease is lost."""
+    logs.configure("coordinator", level=settings.log_level)
+    clock, ids, rng = SystemClock(), Uuid7Ids(), random.Random()
+    coordinator_id = ids.new()
+    registry = Registry.load()
+    ready = asyncio.Event()
+    async with (
+        open_channel(settings.jobstore, max_message_mib=JOURNAL_MESSAGE_MIB, sticky=True) as writing,
+        open_channel(settings.jobstore) as reading,
+        Journal(jobstore_pb2_grpc.JournalStub(writing), coordinator_id, clock, rng) as journal,
+        Hosts(
+            clock,
+            rng,
+            settings.poll_seconds,
+            lambda report: engine.task_reported(report),
+            journal.cleared,
+            coordinator_id,
+        ) as hosts,
+        Background() as background,
+    ):
+        store = jobstore_pb2_grpc.JobStoreStub(reading)
+        engine = Engine(journal, hosts, registry, background, clock, ids, rng)
+        monitor = Monitor(journal, store, hosts, clock, rng, coordinator_id=coordinator_id)
+        recovery = Recovery(
+            journal,
+            clock,
+            rng,
+            coordinator_id=coordinator_id,
+            lease_seconds=settings.lease_seconds,
+            on_flows=engine.flows_claimed,
+            on_death=monitor.look_around,
+            is_running=engine.is_running,
+        )
+        lease = Lease(
+            journal,
+            clock,
+            rng,
+            lease_seconds=settings.lease_seconds,
+            address=settings.listen,
+            on_lost=lambda why: end_process(f"lease lost: {why}"),
+            on_leases=recovery.leases_seen,
+        )
+        background.start(coordinate(journal, engine, lease, monitor, recovery, ready), "coordinate")
+        service = CoordinatorService(engine, registry, store, ids)
+        mount = Mount("waybill.v1.Coordinator", service, coordinator_pb2_grpc.add_CoordinatorServicer_to_server)
+        await serve(settings.listen, [mount], ready=until(ready))
+        engine.stop(going_down())
+
+
+async def coordinate(
+    journal: Journal, engine: Engine, lease: Lease, monitor: Monitor, recovery: Recovery, ready: asyncio.Event
+) -> None:
+    """Holds the lease, and with it everything that needs one, until cancelled."""
+    engine.start()
+    await journal.first_snapshot.wait()
+    async with lease, monitor, recovery:
+        engine.open()
+        ready.set()
+        await asyncio.Event().wait()
+
+
+def until(event: asyncio.Event) -> Callable[[], Awaitable[None]]:
+    """Waits for an event."""
+
+    async def wait() -> None:
+        await event.wait()
+
+    return wait
+
+
+if __name__ == "__main__":
+    run(main(load(Settings)))
