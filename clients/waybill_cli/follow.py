@@ -13,8 +13,8 @@ from datetime import datetime
 from types import TracebackType
 from typing import TypeAlias
 
+from rich.console import Group
 from rich.live import Live
-from rich.table import Table
 
 from waybill.v1.jobs_pb2 import Job
 from waybill_cli.exits import Exit
@@ -32,14 +32,19 @@ _PATIENCE_SECONDS = 60.0  # how long a jobstore may be away before the follower 
 async def follow(client: WaybillClient, job: Job, shown: AbstractContextManager[Show], session: Session) -> Job:
     """Shows the job as it changes; returns it as it ended."""
     try:
-        states = client.follow_job(job.job_id, give_up_after=_PATIENCE_SECONDS)
         with shown as show:
-            async with aclosing(states):
-                async for job in states:
-                    show(job)
+            return await shown_to_the_end(client, job, show)
     except (asyncio.CancelledError, WaybillError):
         tell(f"the job goes on; return to it with: {session.command_line('jobs', 'watch', job.job_id)}")
         raise
+
+
+async def shown_to_the_end(client: WaybillClient, job: Job, show: Show) -> Job:
+    """Shows each state of a job; returns the last."""
+    states = client.follow_job(job.job_id, give_up_after=_PATIENCE_SECONDS)
+    async with aclosing(states):
+        async for job in states:
+            show(job)
     return job
 
 
@@ -63,10 +68,10 @@ def exit_code_of(job: Job) -> Exit:
 
 
 class LiveTree:
-    """The tree, drawn over itself while the job runs, and once more in full at the end."""
+    """The trees of one or several jobs, drawn over themselves while they run, and once more in full at the end."""
 
     def __init__(self) -> None:
-        self._job = Job()
+        self._jobs: dict[str, Job] = {}
         self._live = Live(console=out, get_renderable=self._picture, refresh_per_second=8, transient=True)
 
     def __enter__(self) -> Show:
@@ -77,28 +82,30 @@ class LiveTree:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self._live.stop()
-        if self._job.job_id:
-            out.print(job_picture(self._job))
+        for job in self._jobs.values():
+            out.print(job_picture(job))
 
     def _show(self, job: Job) -> None:
-        self._job = job
+        self._jobs[job.job_id] = job
         self._live.refresh()
 
-    def _picture(self) -> Table:
-        return job_picture(self._job, height=max(5, out.height - 4))
+    def _picture(self) -> Group:
+        jobs = list(self._jobs.values())
+        height = max(5, (out.height - 3) // max(1, len(jobs)) - 1)
+        return Group(*(job_picture(job, height=height) for job in jobs))
 
 
 class ChangeLines:
     """A line for each change, with the time at which it came."""
 
     def __init__(self) -> None:
-        self._before: Job | None = None
+        self._before: dict[str, Job] = {}
 
     def __call__(self, job: Job) -> None:
         now = datetime.now().astimezone().strftime("%H:%M:%S")
-        for line in change_lines(self._before, job):
+        for line in change_lines(self._before.get(job.job_id), job):
             out.print(f"{now}  {line}", markup=False, soft_wrap=True)
-        self._before = job
+        self._before[job.job_id] = job
 
 
 def _show_document(job: Job) -> None:

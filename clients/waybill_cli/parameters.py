@@ -69,7 +69,7 @@ def _property(schema: Mapping[str, Any], name: str) -> Mapping[str, Any]:
 
 
 def _typed(name: str, text: str, property_schema: Mapping[str, Any], schema: Mapping[str, Any]) -> Any:
-    for variant in _variants(property_schema, schema):
+    for variant in sorted(_variants(property_schema, schema), key=_takes_any_text):  # those that take any text last
         try:
             return _read_as(variant, text, schema)
         except (ValueError, KeyError):
@@ -77,23 +77,18 @@ def _typed(name: str, text: str, property_schema: Mapping[str, Any], schema: Map
     raise Complaint(f"parameter {name!r} cannot be {text!r}", f"it takes {type_words(property_schema, schema)}")
 
 
-def _variants(property_schema: Mapping[str, Any], schema: Mapping[str, Any]) -> Iterator[Mapping[str, Any]]:
-    """What a value may be, those that take any text last."""
-    found = list(_all_variants(property_schema, schema))
-    yield from sorted(found, key=lambda variant: _takes_any_text(variant))
-
-
 def _takes_any_text(variant: Mapping[str, Any]) -> bool:
     return variant.get("type") in ("string", None) and "enum" not in variant
 
 
-def _all_variants(property_schema: Mapping[str, Any], schema: Mapping[str, Any]) -> Iterator[Mapping[str, Any]]:
+def _variants(property_schema: Mapping[str, Any], schema: Mapping[str, Any]) -> Iterator[Mapping[str, Any]]:
+    """What a value may be: one simple schema each."""
     if "$ref" in property_schema:
         name = str(property_schema["$ref"]).rpartition("/")[2]
-        yield from _all_variants(schema.get("$defs", {}).get(name, {}), schema)
+        yield from _variants(schema.get("$defs", {}).get(name, {}), schema)
     elif choices := property_schema.get("anyOf") or property_schema.get("oneOf") or property_schema.get("allOf"):
         for choice in choices:
-            yield from _all_variants(choice, schema)
+            yield from _variants(choice, schema)
     elif isinstance(property_schema.get("type"), list):
         for each in property_schema["type"]:
             yield {**property_schema, "type": each}
