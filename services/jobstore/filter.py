@@ -8,9 +8,11 @@ This is the part of AIP-160 that this release answers; the rest of the grammar a
 nothing else, because a node must only ever be able to do two things:
 
 `sql(bind)`     the condition for a WHERE, every value bound, never part of the text.
-`truth(job)`    three-valued (Kleene): True, False, or None for "cannot tell". Asked to leave out what changes, a
-                comparison of a changing field answers None. So False then means that the job cannot match *whatever
-                becomes of it*: rule 3 of the watch, for any tree that will ever be made of AND, OR and NOT.
+`truth(job)`    True or False.
+
+Both are three-valued when asked to leave out what changes: a comparison of a changing field is then NULL, or None, for
+"cannot tell", and what is made of AND, OR and NOT follows Kleene, as SQL does by itself. So false then means that the
+job cannot match *whatever becomes of it*: rule 3 of the watch.
 
 Which fields exist is published by kind of thing: `JOBS`, `EVENTS`, `ENTITIES`. An unknown one is refused by name with
 the list of those that exist. All fields of a job but its status are set when it is made and never change.
@@ -22,6 +24,7 @@ import re
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from enum import Enum, auto
+from functools import cached_property
 from typing import Final, Protocol
 
 from chassis.context import valid_correlation_id
@@ -196,8 +199,8 @@ ENTITIES: Final = _published(
 class Node(Protocol):
     """A part of a filter."""
 
-    def sql(self, bind: Bindings) -> str:
-        """Returns the condition, never NULL."""
+    def sql(self, bind: Bindings, *, leave_out_changing: bool = False) -> str:
+        """Returns the condition; NULL only if it cannot be told without what was to be left out."""
         ...
 
     def truth(self, job: jobs_pb2.Job, *, leave_out_changing: bool = False) -> bool | None:
@@ -221,7 +224,12 @@ class Comparison:
     value: Value
     negated: bool = False
 
-    def sql(self, bind: Bindings) -> str:
+    def __str__(self) -> str:
+        return f"{self.field.name} {'!=' if self.negated else '='} {self.value!r}"
+
+    def sql(self, bind: Bindings, *, leave_out_changing: bool = False) -> str:
+        if leave_out_changing and self.field.changing:
+            return "NULL"
         condition = self.field.equals(bind, self.value)
         return f"({condition}) IS NOT TRUE" if self.negated else condition
 
@@ -244,8 +252,11 @@ class Conjunction:
 
     parts: tuple[Node, ...] = ()
 
-    def sql(self, bind: Bindings) -> str:
-        return " AND ".join(part.sql(bind) for part in self.parts) or "true"
+    def __str__(self) -> str:
+        return f"({' AND '.join(map(str, self.parts))})"
+
+    def sql(self, bind: Bindings, *, leave_out_changing: bool = False) -> str:
+        return " AND ".join(part.sql(bind, leave_out_changing=leave_out_changing) for part in self.parts) or "true"
 
     def truth(self, job: jobs_pb2.Job, *, leave_out_changing: bool = False) -> bool | None:
         known: bool | None = True
@@ -268,13 +279,20 @@ class Conjunction:
 
 @dataclass(frozen=True)
 class Filter:
-    """A filter as read. Equal ones are equal and hash alike, so what one watcher is sent can be kept for the next."""
+    """A filter as read. Those that say the same have the same text, so what one watcher is sent serves the next."""
 
     tree: Node
+
+    def __str__(self) -> str:
+        return str(self.tree)
 
     def sql(self, bind: Bindings) -> str:
         """Returns the condition for a WHERE, its values bound."""
         return self.tree.sql(bind)
+
+    def possible_sql(self, bind: Bindings) -> str:
+        """Returns the condition that a job could match, whatever becomes of it: all but those that are NEVER."""
+        return f"({self.tree.sql(bind, leave_out_changing=True)}) IS NOT FALSE"
 
     def verdict(self, job: jobs_pb2.Job) -> Verdict:
         """Decides what a watch does with a job that has changed."""
@@ -284,7 +302,7 @@ class Filter:
             return Verdict.NEVER
         return Verdict.LEFT
 
-    @property
+    @cached_property
     def changing(self) -> bool:
         """Whether a job can begin or cease to match."""
         return any(each.field.changing for each in self.tree.comparisons())

@@ -11,9 +11,10 @@ from collections.abc import Iterable, Sequence
 from datetime import datetime
 
 from chassis.errors import WaybillError, not_found
-from jobstore.changes import check_resume, read_head, read_modified, revision_before
+from jobstore.changes import read_batch, revision_before, steps_in_order
 from jobstore.display import in_display_order, plan_order
 from jobstore.filter import Bindings, Filter, job_filter
+from jobstore.head import check_resume, read_head
 from jobstore.messages import (
     COMMAND_COLUMNS,
     ENTITY_COLUMNS,
@@ -32,6 +33,7 @@ from jobstore.messages import (
 )
 from jobstore.paging import Page, Paging, microseconds, time_of
 from jobstore.snapshots import Connection, Pool, borrowed, snapshot
+from jobstore.window import JobChanged, JobRemoved, Position, Scope
 from waybill.v1 import jobs_pb2, jobstore_pb2
 
 __all__ = ["Queries", "entity_message", "job_message"]
@@ -94,11 +96,12 @@ class Queries:
             if isinstance(since, datetime):
                 since, field = await revision_before(connection, since), "since_time"
             check_resume(head, since, store_epoch, field=field)
-            modified = await read_modified(connection, since, head, job_filter(""), limit)
+            visible = job_filter("")
+            batch = await read_batch(connection, Position(since), Scope.JOBS, limit=limit, filter=visible)
         return jobstore_pb2.GetModifiedJobsResponse(
-            jobs=[job_message(row) for row in modified.jobs],
-            removed_job_ids=modified.removed_job_ids,
-            revision=modified.revision,
+            jobs=[change.job for change in batch.jobs if isinstance(change, JobChanged)],
+            removed_job_ids=[change.job_id for change in batch.jobs if isinstance(change, JobRemoved)],
+            revision=batch.until.revision,
             store_epoch=head.store_epoch,
         )
 
@@ -120,7 +123,7 @@ class Queries:
             )
             if not rows:
                 await _check_job(connection, job_id)
-            wanted = _slice([row["step_id"] for row in _steps_in_order(rows)], paging)
+            wanted = _slice([row["step_id"] for row in steps_in_order(rows)], paging)
             found = await connection.fetch(f"SELECT {STEP_COLUMNS} FROM step WHERE step.step_id = ANY($1)", wanted)
         steps = {row["step_id"]: step_message(row) for row in found}
         return paging.page([steps[step_id] for step_id in wanted], [(step_id,) for step_id in wanted])
@@ -249,29 +252,16 @@ async def _check_job(connection: Connection, job_id: str) -> None:
         raise no_job(job_id)
 
 
-async def add_steps(connection: Connection, jobs: Sequence[jobs_pb2.Job], since: int = 0) -> None:
-    """Gives jobs their steps, in display order; only those that changed after a revision, if one is given."""
-    if not jobs:
-        return
+async def add_steps(connection: Connection, jobs: Sequence[jobs_pb2.Job]) -> None:
+    """Gives jobs their steps, in display order."""
     rows = await connection.fetch(
-        f"SELECT {STEP_COLUMNS} FROM step WHERE step.job_id = ANY($1) AND step.revision > $2",
-        [job.job_id for job in jobs],
-        since,
+        f"SELECT {STEP_COLUMNS} FROM step WHERE step.job_id = ANY($1)", [job.job_id for job in jobs]
     )
     steps = defaultdict[str, list[Row]](list)
     for row in rows:
         steps[row["job_id"]].append(row)
     for job in jobs:
-        job.steps.extend(step_message(row) for row in _steps_in_order(steps[job.job_id]))
-
-
-def _steps_in_order(rows: Iterable[Row]) -> list[Row]:
-    return in_display_order(
-        rows,
-        name=lambda row: row["step_id"],
-        parent=lambda row: row["parent_step_id"],
-        number=lambda row: (row["number"], row["step_id"]),
-    )
+        job.steps.extend(step_message(row) for row in steps_in_order(steps[job.job_id]))
 
 
 def _commands_in_order(rows: Iterable[Row]) -> list[Row]:
