@@ -31,7 +31,7 @@ from waybill_cli.output import Format, out, show, show_rows
 from waybill_cli.process import StartFailed
 from waybill_cli.session import complain, perform
 from waybill_cli.stack import Stack
-from waybill_cli.tree import job_picture
+from waybill_cli.tree import JobPicture
 from waybill_client import HostClient, NotFound, WaybillClient, WaybillError, command_request, status_word, where
 from waybill_client.words import plain
 
@@ -206,7 +206,7 @@ class Demo:
             ended = await asyncio.gather(*(self._to_the_end(answer, show_change) for answer in answers))
         if not out.is_terminal:  # a terminal has been left with the trees
             for job in ended:
-                show(job_picture(job))
+                show(JobPicture(job))
         return ended
 
     async def _to_the_end(self, answer: Job | WaybillError, show_change: Show) -> Job:

@@ -21,7 +21,7 @@ from waybill_cli.exits import Exit
 from waybill_cli.output import Format, out, show_data, show_line, tell
 from waybill_cli.records import record
 from waybill_cli.session import Session
-from waybill_cli.tree import change_lines, job_picture
+from waybill_cli.tree import JobPicture, change_lines
 from waybill_client import WaybillClient, WaybillError, is_ended, is_finished
 
 Show: TypeAlias = Callable[[Job], None]
@@ -83,7 +83,7 @@ class LiveTree:
     ) -> None:
         self._live.stop()
         for job in self._jobs.values():
-            out.print(job_picture(job))
+            out.print(JobPicture(job))
 
     def _show(self, job: Job) -> None:
         self._jobs[job.job_id] = job
@@ -92,7 +92,7 @@ class LiveTree:
     def _picture(self) -> Group:
         jobs = list(self._jobs.values())
         height = max(5, (out.height - 3) // max(1, len(jobs)) - 1)
-        return Group(*(job_picture(job, height=height) for job in jobs))
+        return Group(*(JobPicture(job, height=height) for job in jobs))
 
 
 class ChangeLines:

@@ -36,7 +36,7 @@ from waybill_cli.output import (
     tell,
 )
 from waybill_cli.session import perform, session_of
-from waybill_cli.tree import job_picture, reason_line
+from waybill_cli.tree import JobPicture, reason_line
 from waybill_client import WaybillClient, is_ended, where
 from waybill_client.words import cancel_word, plain, task_word
 
@@ -145,7 +145,7 @@ def cancel_job(
                 job = await follow(client, job, unseen(), session)
             elif not is_ended(job):
                 tell(f"asked to stop; see how it ends with: {session.command_line('jobs', 'watch', job.job_id)}")
-            show_one(job, output, job_picture(job))
+            show_one(job, output, JobPicture(job))
 
     perform(work())
 
@@ -193,7 +193,7 @@ def job_details(job: Job) -> Group:
     for name, value in _facts(job):
         if value:
             facts.add_row(Text(name, style="dim"), Text(printable(value)))
-    return Group(facts, Text(), job_picture(job))
+    return Group(facts, Text(), JobPicture(job))
 
 
 def _facts(job: Job) -> list[tuple[str, str]]:

@@ -16,7 +16,7 @@ from waybill_cli.options import CommandTypeArgument, CorrelationIdOption, Format
 from waybill_cli.output import Format, show_one, tell
 from waybill_cli.parameters import read_parameters
 from waybill_cli.session import perform, session_of
-from waybill_cli.tree import job_picture
+from waybill_cli.tree import JobPicture
 from waybill_client import DeadlineExceeded, Unavailable, WaybillClient, is_ended
 from waybill_client.words import plain
 
@@ -71,7 +71,7 @@ def run(
                 job = await follow(client, job, unseen(), session)
             elif not is_ended(job) and not validate_only:
                 tell(f"follow it with: {session.command_line('jobs', 'watch', job.job_id)}")
-            show_one(job, output, job_picture(job))
+            show_one(job, output, JobPicture(job))
             return exit_code_of(job)
 
     perform(work())

@@ -1,12 +1,12 @@
 """The picture of a job: a line for it, a line for each step, what went wrong beneath.
 
-RemoveVm  Removing VM web                               STARTED  ████████████░░░░░░░░  60%  3.1s
-├─ ✓ VALIDATION                                         FINISHED                       0.0s
-├─ ◐ EXECUTION                                          STARTED  ████████████░░░░░░░░  60%  3.0s
-│  ├─ ✓ DELETE_IMAGE  Deleting image disk-1             FINISHED                       1.6s
-│  ╰─ ✗ DELETE_IMAGE  Deleting image disk-2             FAILED                         1.7s
+RemoveVm  Removing VM web                    STARTED   ━━━━━━━━━━━━╌╌╌╌╌╌╌╌   60%  3.1s
+├─ ✓ VALIDATION                              FINISHED                              0.0s
+├─ ◐ EXECUTION                               STARTED   ━━━━━━━━━━━━╌╌╌╌╌╌╌╌   60%  3.0s
+│  ├─ ✓ DELETE_IMAGE  Deleting disk-1        FINISHED                              1.6s
+│  ╰─ ✗ DELETE_IMAGE  Deleting disk-2        FAILED                                1.7s
 │       TASK_FAILED: the volume is in use
-╰─ ○ FINALIZATION                                       PENDING
+╰─ ○ FINALIZATION                            PENDING
 """
 
 from __future__ import annotations
@@ -16,8 +16,7 @@ from collections.abc import Iterator
 from typing import NamedTuple
 
 from google.rpc.status_pb2 import Status
-from rich.progress_bar import ProgressBar
-from rich.table import Table
+from rich.console import Console, ConsoleOptions, RenderResult
 from rich.text import Text
 
 from waybill.v1.jobs_pb2 import ExecutionStatus, Job, Step
@@ -34,6 +33,8 @@ _SIGNS = {
     ExecutionStatus.EXECUTION_STATUS_SKIPPED: "–",
 }
 _BAR_WIDTH = 20
+_STATE_WIDTH = _BAR_WIDTH + 28
+_LEAST_TITLE = 20
 
 
 class Line(NamedTuple):
@@ -44,23 +45,37 @@ class Line(NamedTuple):
     beneath: str
 
 
-def job_picture(job: Job, *, height: int | None = None) -> Table:
+class JobPicture:
     """The job as it is; with a height, steps that say little are counted instead of drawn."""
-    lines = list(tree_lines(job))
-    shown = lines if height is None or len(lines) <= height else _telling(lines, height)
-    table = Table.grid(padding=(0, 2, 0, 0))
-    for _ in range(5):
-        table.add_column(no_wrap=True, overflow="ellipsis")
-    title = Text.assemble((job.command_type, "bold"), "  ", printable(job.description))
-    table.add_row(title, *_state_cells(job))
-    _add_error(table, "", job.error)
-    for step, branch, beneath in shown:
-        title = Text.assemble((branch, "dim"), (_SIGNS.get(step.status, " "), status_style(step.status)), " ")
-        table.add_row(title + step_title(step), *_state_cells(step))
-        _add_error(table, beneath, step.error)
-    if len(shown) < len(lines):
-        table.add_row(Text(_count_of_hidden(lines, shown), style="dim"))
-    return table
+
+    def __init__(self, job: Job, *, height: int | None = None) -> None:
+        lines = list(tree_lines(job))
+        shown = lines if height is None or len(lines) <= height else _telling(lines, height)
+        self._rows = [_job_row(job), *(_step_row(line) for line in shown)]
+        self._hidden = _count_of_hidden(lines, shown) if len(shown) < len(lines) else ""
+
+    def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
+        room = max(_LEAST_TITLE, options.max_width - _STATE_WIDTH)
+        width = min(room, max(row.title.cell_len for row in self._rows))
+        for row in self._rows:
+            title = row.title.copy()
+            title.truncate(width, overflow="ellipsis", pad=True)
+            yield _unwrapped(Text.assemble(title, "  ", row.state))
+            if row.error:
+                before = Text(row.beneath + "  ", style="dim")
+                for line in Text(row.error, style="red").wrap(console, options.max_width - before.cell_len):
+                    yield _unwrapped(before + line)
+        if self._hidden:
+            yield Text(self._hidden, style="dim")
+
+
+class Row(NamedTuple):
+    """What is drawn for a job or step, and beneath it."""
+
+    title: Text
+    state: Text
+    beneath: str
+    error: str
 
 
 def tree_lines(job: Job) -> Iterator[Line]:
@@ -90,7 +105,7 @@ def reason_line(error: Status) -> str:
 def change_lines(before: Job | None, job: Job) -> Iterator[str]:
     """What has changed, one line each, for a pipe."""
     if before is None or before.status != job.status:
-        yield _change_line(job, job.description or job.command_type, job.error if job.HasField("error") else None)
+        yield _change_line(job, job.description or job.command_type)
     known = {step.step_id: step for step in before.steps} if before else {}
     titles = {step.step_id: step_title(step).plain for step in job.steps}
     for step in job.steps:
@@ -98,11 +113,12 @@ def change_lines(before: Job | None, job: Job) -> Iterator[str]:
         if earlier is None or (earlier.status, earlier.progress) != (step.status, step.progress):
             above = titles.get(step.parent_step_id)
             title = f"{above} > {titles[step.step_id]}" if above else titles[step.step_id]
-            yield _change_line(step, title, step.error if step.HasField("error") else None)
+            yield _change_line(step, title)
 
 
-def _change_line(of: Job | Step, title: str, error: Status | None) -> str:
-    why = f"  ({reason_line(error)})" if error is not None else ""
+def _change_line(of: Job | Step, title: str) -> str:
+    reason = _reason_if_any(of)
+    why = f"  ({reason})" if reason else ""
     return f"{status_word(of.status):<9}{of.progress:>4}%  {printable(title)}{why}"
 
 
@@ -114,16 +130,36 @@ def _siblings(steps: list[Step], before: str) -> list[Line]:
     return lines[::-1]
 
 
-def _state_cells(of: Job | Step) -> tuple[Text, ProgressBar | Text, Text, Text]:
+def _job_row(job: Job) -> Row:
+    title = Text.assemble((job.command_type, "bold"), "  ", printable(job.description))
+    return Row(title, _state(job), "", _reason_if_any(job))
+
+
+def _step_row(line: Line) -> Row:
+    step = line.step
+    title = Text.assemble((line.branch, "dim"), (_SIGNS.get(step.status, " "), status_style(step.status)), " ")
+    return Row(title + step_title(step), _state(step), line.beneath, _reason_if_any(step))
+
+
+def _reason_if_any(of: Job | Step) -> str:
+    return reason_line(of.error) if of.HasField("error") else ""
+
+
+def _state(of: Job | Step) -> Text:
+    """Status, bar and percent while it runs, and how long it took."""
     running = not is_ended(of) and of.status != ExecutionStatus.EXECUTION_STATUS_PENDING
-    bar = ProgressBar(100, of.progress, width=_BAR_WIDTH) if running else Text()
-    percent = Text(f"{of.progress:>3}%") if running else Text()
-    return status_text(of.status), bar, percent, Text(duration_word(of.start_time, of.end_time), style="dim")
+    done = round(of.progress * _BAR_WIDTH / 100)
+    bar = [("━" * done, "cyan"), ("╌" * (_BAR_WIDTH - done), "dim"), f" {of.progress:>4}%"]
+    took = duration_word(of.start_time, of.end_time)
+    word = status_text(of.status)
+    word.pad_right(9 - word.cell_len)
+    return Text.assemble(word, " ", *(bar if running else [" " * (_BAR_WIDTH + 6)]), "  ", (took, "dim"))
 
 
-def _add_error(table: Table, before: str, error: Status) -> None:
-    if error.code:
-        table.add_row(Text.assemble((before + "  ", "dim"), (reason_line(error), "red")))
+def _unwrapped(text: Text) -> Text:
+    text.no_wrap, text.overflow = True, "crop"
+    text.rstrip()
+    return text
 
 
 def _telling(lines: list[Line], height: int) -> list[Line]:

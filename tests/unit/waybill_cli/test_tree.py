@@ -9,7 +9,7 @@ from google.rpc import code_pb2, status_pb2
 from rich.console import Console
 
 from waybill.v1.jobs_pb2 import ExecutionStatus, Job, Step
-from waybill_cli.tree import change_lines, job_picture
+from waybill_cli.tree import JobPicture, change_lines
 
 
 def a_step(step_id: str, step_type: str, status: str, parent: str = "", number: int = 0, **fields: Any) -> Step:
@@ -36,7 +36,7 @@ def a_job(*steps: Step, status: str = "STARTED", **fields: Any) -> Job:
 
 def drawn(job: Job, height: int | None = None) -> list[str]:
     console = Console(file=io.StringIO(), width=120, color_system=None)
-    console.print(job_picture(job, height=height))
+    console.print(JobPicture(job, height=height))
     text = console.file.getvalue()  # type: ignore[attr-defined]
     return [line.rstrip() for line in text.splitlines()]
 
