@@ -25,6 +25,8 @@ class Lifetime:
         self.over = asyncio.Event()
         self.reason = ""
         """Why it is to end; empty until it is."""
+        self.failed = False
+        """True if it ends because it cannot go on, not because it was asked to."""
         self._on_over: Callable[[], object] | None = None
 
     def when_over(self, act: Callable[[], object] | None) -> None:
@@ -40,6 +42,12 @@ class Lifetime:
         if self._on_over is not None:
             self._on_over()
 
+    def fail(self, reason: str) -> None:
+        """Ends because there is no going on. Saying so again, or while it ends already, is no second wish."""
+        if not self.over.is_set():
+            self.failed = True
+            self.end(reason)
+
     def heed_signals(self) -> None:
         """Takes SIGTERM and SIGINT for the wish."""
         loop = asyncio.get_running_loop()
@@ -52,7 +60,7 @@ class Lifetime:
             _call_at_end_of_pipe(int(descriptor), self._supervisor_gone)
 
     def _supervisor_gone(self) -> None:
-        if not self.over.is_set():  # one that died while we end is no second wish
+        if not self.over.is_set():  # a supervisor that dies while we end is no second wish either
             self.end("supervisor gone")
 
 

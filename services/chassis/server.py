@@ -29,6 +29,8 @@ from chassis.health import Health
 from chassis.interceptor import Interceptor, Observer
 from chassis.lifetime import Lifetime
 
+FAILED: Final = 1
+"""The exit code of a process that ended because it could not go on."""
 CANNOT_LISTEN: Final = 3
 """The exit code of a process whose address was taken or not its own."""
 
@@ -218,29 +220,33 @@ def _lifetime_of_process() -> Lifetime:
 
 
 def end_process(reason: str) -> None:
-    """Asks this process to end, as a signal would: what it stands on is gone, and its supervisor starts it anew."""
-    _lifetime_of_process().end(reason)
+    """Ends this process as a signal would, with exit code 1: what it stands on is gone. A supervisor starts it anew."""
+    _lifetime_of_process().fail(reason)
 
 
 def run(main: Coroutine[Any, Any, None]) -> None:
-    """Runs a process's main coroutine on uvloop, where there is one; exits with 3 if its address is taken.
+    """Runs a process's main coroutine on uvloop, where there is one.
+
+    Exits with 0 after an end that was asked for, 1 after `end_process`, 3 if the address is taken.
 
     Asked to end before `serve` runs, it cancels `main`, whose `async with` then closes what is open.
     """
     try:
         with asyncio.Runner(loop_factory=_loop_factory()) as runner:
-            runner.run(_mortal(main))
+            if not runner.run(_ends_well(main)):
+                raise SystemExit(FAILED)
     except CannotListen as error:
         print(error, file=sys.stderr, flush=True)
         raise SystemExit(CANNOT_LISTEN) from None
 
 
-async def _mortal(main: Coroutine[Any, Any, None]) -> None:
+async def _ends_well(main: Coroutine[Any, Any, None]) -> bool:
     lifetime = Lifetime()
     lifetime.heed_signals()
     lifetime.heed_supervisor()
     _lifetime.set(lifetime)
     await _unless_over(lifetime, asyncio.ensure_future(main))
+    return not lifetime.failed
 
 
 def _loop_factory() -> Callable[[], asyncio.AbstractEventLoop] | None:

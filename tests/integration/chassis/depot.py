@@ -1,6 +1,7 @@
 """A small process on the chassis, for the tests of its life: `python depot.py LISTEN [BEHAVIOUR …]`.
 
-Behaviours: `never-ready`, `early` (takes for ever to open what it needs), `deaf` (streams are not told of the end).
+Behaviours: `never-ready`, `early` (takes for ever to open what it needs), `deaf` (streams are not told of the end),
+`doomed` (finds that it cannot go on as soon as it is asked for a job).
 Says what happens on stdout, one word a line.
 """
 
@@ -13,15 +14,19 @@ from contextlib import asynccontextmanager
 from typing import Any
 
 from chassis import logs
-from chassis.server import Mount, run, serve
+from chassis.server import Mount, end_process, run, serve
 from waybill.v1 import jobs_pb2, jobstore_pb2, jobstore_pb2_grpc
 
 
 class Depot(jobstore_pb2_grpc.JobStoreServicer):
-    def __init__(self) -> None:
+    def __init__(self, *, doomed: bool) -> None:
+        self.doomed = doomed
         self.closing = asyncio.Event()
 
     async def GetJob(self, request: Any, _rpc: Any) -> jobs_pb2.Job:
+        if self.doomed:
+            end_process("doomed")
+            end_process("and still so")
         return jobs_pb2.Job(job_id=request.job_id)
 
     async def WatchJobs(self, _request: Any, _rpc: Any) -> AsyncIterator[Any]:
@@ -46,7 +51,7 @@ def say(word: str) -> None:
 
 
 async def main(listen: str, behaviours: set[str]) -> None:
-    depot = Depot()
+    depot = Depot(doomed="doomed" in behaviours)
 
     async def ready() -> None:
         if "never-ready" in behaviours:

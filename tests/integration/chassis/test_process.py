@@ -145,6 +145,15 @@ async def test_ended_while_it_opens_what_it_needs_it_closes_that() -> None:
         assert (code, said) == (0, ["closed"])
 
 
+async def test_that_cannot_go_on_it_drains_like_any_other_and_exits_with_1() -> None:
+    async with a_process("127.0.0.1:0", "doomed") as depot:
+        await depot.listening()
+        async with a_stub(depot) as stub:
+            assert (await stub.GetJob(jobstore_pb2.GetJobRequest(job_id="j1"), timeout=10)).job_id == "j1"
+        code, said, _ = await depot.ended()
+        assert (code, said) == (1, ["telling", "closed"])
+
+
 async def test_on_a_port_that_is_taken_it_says_so_and_exits_with_3(depot: Process) -> None:
     async with a_process(depot.address) as second:
         code, said, complaints = await second.ended()

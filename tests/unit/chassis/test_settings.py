@@ -2,14 +2,11 @@
 
 import pytest
 from pydantic import Field, ValidationError
-from pydantic_settings import SettingsConfigDict
 
 from chassis.settings import BadSettings, ServiceSettings, load, read
 
 
-class Settings(ServiceSettings):
-    model_config = SettingsConfigDict(env_prefix="DEPOT_")
-
+class Settings(ServiceSettings, prefix="DEPOT_"):
     listen: str = Field("127.0.0.1:50099", description="address to serve on")
     workers: int = Field(10, ge=1, description="how many work at once")
     database_url: str = Field("embedded", pattern="^(embedded|postgresql://.*)$", description="where the rows are")
