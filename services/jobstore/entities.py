@@ -1,0 +1,87 @@
+"""Entities declared by hand, and read as they are."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Sequence
+from typing import Final
+
+from google.protobuf import json_format
+
+from chassis.errors import invalid_field
+from jobstore.declarations import Declarations
+from jobstore.guards import Guards, locked
+from jobstore.journal import Journal
+from jobstore.messages import entity_message
+from jobstore.rows import Key, key_of
+from jobstore.snapshots import Pool, borrowed
+from jobstore.statements import READ_ENTITIES
+from jobstore.transaction import Turn, as_asked, columns_of, declare, read_entities, read_guards
+from waybill.v1 import jobs_pb2, jobstore_pb2
+
+MOST_PUT: Final = 1_000
+MOST_READ: Final = 10_000
+LONGEST_NAME: Final = 256
+
+
+class Entities:
+    """What commands act on."""
+
+    def __init__(self, pool: Pool, journal: Journal) -> None:
+        self._pool = pool
+        self._journal = journal
+
+    async def put(self, entities: Sequence[jobs_pb2.Entity]) -> list[jobs_pb2.Entity]:
+        """Creates or replaces entities, all or none, and returns them as stored.
+
+        Raises INVALID_ARGUMENT for a malformed one, LOCKED if a flow holds one of them.
+        """
+        _check(entities)
+        return await self._journal.alone(lambda turn: _put(turn, entities))
+
+    async def read(self, refs: Sequence[jobstore_pb2.EntityRef]) -> list[jobs_pb2.Entity]:
+        """Returns entities in the order asked; an absent one has version 0."""
+        if len(refs) > MOST_READ:
+            raise invalid_field("entities", f"at most {MOST_READ} at once")
+        async with borrowed(self._pool) as connection:
+            rows = await connection.fetch(READ_ENTITIES, *columns_of(map(key_of, refs)))
+        found = {(row["entity_type"], row["entity_id"]): entity_message(row) for row in rows}
+        return list(as_asked(refs, found))
+
+
+async def _put(turn: Turn, entities: Sequence[jobs_pb2.Entity]) -> list[jobs_pb2.Entity]:
+    keys = [key_of(entity) for entity in entities]
+    guards = await read_guards(turn.writer, locks=keys, entities=keys)
+    _refuse_if_locked(guards, keys)
+    declarations = Declarations(guards.versions.keys())
+    for key, entity in zip(keys, entities, strict=True):
+        declared = json.dumps(json_format.MessageToDict(entity.declared), ensure_ascii=False)
+        declarations.replace(key, entity.name, entity.status or "OK", declared)
+    await declare(turn, declarations)
+    turn.changed = bool(entities)
+    stored = await read_entities(turn.writer, keys)
+    return [stored[key] for key in keys]
+
+
+def _refuse_if_locked(guards: Guards, keys: Iterable[Key]) -> None:
+    for key in keys:
+        for holder in guards.holders.get(key, ()):
+            raise locked(key, holder)
+
+
+def _check(entities: Sequence[jobs_pb2.Entity]) -> None:
+    if len(entities) > MOST_PUT:
+        raise invalid_field("entities", f"at most {MOST_PUT} at once")
+    seen: set[Key] = set()
+    for index, entity in enumerate(entities):
+        entity_type, entity_id = key = key_of(entity)
+        where = f"entities[{index}]"
+        if not entity_type:
+            raise invalid_field(f"{where}.entity_type", "must be given")
+        if not 1 <= len(entity_id) <= LONGEST_NAME:
+            raise invalid_field(f"{where}.entity_id", f"must have 1-{LONGEST_NAME} characters")
+        if len(entity.name) > LONGEST_NAME:
+            raise invalid_field(f"{where}.name", f"must have at most {LONGEST_NAME} characters")
+        if key in seen:
+            raise invalid_field(where, f"{entity_type} {entity_id} is there twice")
+        seen.add(key)

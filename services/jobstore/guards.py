@@ -1,0 +1,255 @@
+"""Decides which commits of a batch are applied. Pure: what the store holds comes in, one verdict a commit comes out.
+
+The store is read once for the whole batch, under the writers' mutex; then the commits are judged one after the other,
+in order of arrival, each as if those before it had been applied already. So `Guards` changes as it is asked: a lock
+taken, freed, a request id used by an earlier commit of the batch counts for a later one.
+
+| guard | a commit is refused | with |
+| --- | --- | --- |
+| lease | whose coordinator has none | LEASE_LOST |
+| ownership | of another coordinator or epoch than the flow's root says | STALE_EPOCH |
+| sequence | that is neither the stored one (the same answer again) nor the next | SEQUENCE_MISMATCH |
+| end | of a flow that has ended | JOB_ENDED |
+| request id | that another request of the owner's has used (the same one: its job is the answer) | REQUEST_ID_REUSED |
+| locks | that wants what another flow holds | LOCKED |
+| versions | that has read what has changed since | CONFLICT |
+
+Nothing of a refused commit happens. That nothing can change between this judgement and the writing, nor between two
+commits of two jobstores, is the mutex's doing (`journal.py`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from datetime import datetime
+from typing import Final
+
+from chassis.errors import WaybillError, aborted, already_exists, failed_precondition
+from jobstore.rows import Key, key_of
+from waybill.v1 import jobstore_pb2
+
+ABSENT: Final = 0
+"""The version of an entity that does not exist."""
+UNSEEN: Final = -1
+"""The version of an entity that an earlier commit of the batch has changed: nobody can have read it yet."""
+
+
+# --- what the store holds --------------------------------------------------------------------------------------------
+
+
+@dataclass(slots=True)
+class Root:
+    """Who owns a flow and how far it has been written."""
+
+    coordinator_id: str
+    epoch: int
+    sequence: int
+    revision: int
+    time: datetime
+    """Revision and time of the last commit, to answer its repetition."""
+    job_id: str
+    correlation_id: str
+    ended: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Holder:
+    """A flow that holds a lock."""
+
+    flow_command_id: str
+    job_id: str
+    exclusive: bool
+    reason: str
+
+
+@dataclass(slots=True)
+class Guards:
+    """What the store holds of all that the commits of a batch are guarded by."""
+
+    leases: set[str] = field(default_factory=set)
+    roots: dict[str, Root] = field(default_factory=dict)
+    """By flow."""
+    requests: dict[tuple[str, str], tuple[str, bytes]] = field(default_factory=dict)
+    """Job and hash by owner and request id."""
+    holders: dict[Key, list[Holder]] = field(default_factory=dict)
+    versions: dict[Key, int] = field(default_factory=dict)
+
+
+# --- verdicts --------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class Apply:
+    """It is written."""
+
+    locks: Sequence[jobstore_pb2.LockRow]
+    """Those that the flow does not hold yet, or not yet exclusively."""
+    correlation_id: str
+
+
+@dataclass(frozen=True, slots=True)
+class Repeated:
+    """It has been written before, and is answered as then."""
+
+    revision: int
+    time: datetime
+
+
+@dataclass(frozen=True, slots=True)
+class Existing:
+    """The request is known: its job is the answer, nothing is written."""
+
+    job_id: str
+
+
+@dataclass(frozen=True, slots=True)
+class Refuse:
+    """It is not written, and neither is any part of it."""
+
+    error: WaybillError
+
+
+Verdict = Apply | Repeated | Existing | Refuse
+
+
+def judge(guards: Guards, coordinator_id: str, commit: jobstore_pb2.FlowCommit) -> Verdict:
+    """Judges one commit and notes what it changes for those after it."""
+    verdict = (
+        _check_lease(guards, coordinator_id)
+        or _check_sequence(guards, coordinator_id, commit)
+        or _check_request_id(guards, commit)
+        or _check_locks(guards, commit)
+        or _check_versions(guards, commit)
+    )
+    return verdict or _apply(guards, commit)
+
+
+def _check_lease(guards: Guards, coordinator_id: str) -> Verdict | None:
+    return None if coordinator_id in guards.leases else Refuse(lease_lost(coordinator_id))
+
+
+def lease_lost(coordinator_id: str) -> WaybillError:
+    """Says that a coordinator must stop."""
+    return failed_precondition("LEASE_LOST", f"coordinator {coordinator_id} has no lease; its flows are not its own")
+
+
+def _check_sequence(guards: Guards, coordinator_id: str, commit: jobstore_pb2.FlowCommit) -> Verdict | None:
+    root = guards.roots.get(commit.flow_command_id)
+    if root is None:
+        return None if commit.sequence == 1 and commit.HasField("new_job") else _mismatch(commit, 0)
+    if (root.coordinator_id, root.epoch) != (coordinator_id, commit.epoch):
+        return _stale(commit, root)
+    if commit.sequence == root.sequence:
+        return Repeated(root.revision, root.time)
+    if commit.sequence != root.sequence + 1 or commit.HasField("new_job"):
+        return _mismatch(commit, root.sequence)
+    if root.ended:
+        return Refuse(failed_precondition("JOB_ENDED", f"flow {commit.flow_command_id} has ended", job_id=root.job_id))
+    return None
+
+
+def _mismatch(commit: jobstore_pb2.FlowCommit, stored: int) -> Verdict:
+    message = f"flow {commit.flow_command_id} is at sequence {stored}; {commit.sequence} does not follow"
+    return Refuse(failed_precondition("SEQUENCE_MISMATCH", message, sequence=str(stored)))
+
+
+def _stale(commit: jobstore_pb2.FlowCommit, root: Root) -> Verdict:
+    message = f"flow {commit.flow_command_id} belongs to {root.coordinator_id} in epoch {root.epoch}"
+    return Refuse(failed_precondition("STALE_EPOCH", message, epoch=str(root.epoch)))
+
+
+def _check_request_id(guards: Guards, commit: jobstore_pb2.FlowCommit) -> Verdict | None:
+    job = commit.new_job
+    known = guards.requests.get((job.owner, job.request_id)) if job.request_id else None
+    if known is None:
+        return None
+    job_id, request_hash = known
+    if request_hash == job.request_hash:
+        return Existing(job_id)
+    message = f"request id {job.request_id} was used with another body"
+    return Refuse(already_exists("REQUEST_ID_REUSED", message, job_id=job_id))
+
+
+def _check_locks(guards: Guards, commit: jobstore_pb2.FlowCommit) -> Verdict | None:
+    for lock in commit.locks:
+        key = key_of(lock.entity)
+        for holder in guards.holders.get(key, ()):
+            if holder.flow_command_id != commit.flow_command_id and (lock.exclusive or holder.exclusive):
+                return Refuse(locked(key, holder))
+    return None
+
+
+def locked(key: Key, holder: Holder) -> WaybillError:
+    """Says who holds an entity, and why."""
+    entity_type, entity_id = key
+    return failed_precondition(
+        "LOCKED",
+        f"{entity_type} {entity_id} is locked by job {holder.job_id}: {holder.reason}",
+        job_id=holder.job_id,
+        holder_reason=holder.reason,
+        entity_type=entity_type,
+        entity_id=entity_id,
+    )
+
+
+def _check_versions(guards: Guards, commit: jobstore_pb2.FlowCommit) -> Verdict | None:
+    for read in commit.read_versions:
+        key = key_of(read.entity)
+        if guards.versions.get(key, ABSENT) != read.version:
+            message = f"{key[0]} {key[1]} has changed since version {read.version} was read"
+            return Refuse(aborted("CONFLICT", message, entity_type=key[0], entity_id=key[1]))
+    return None
+
+
+# --- what a commit changes for those after it ------------------------------------------------------------------------
+
+
+def _apply(guards: Guards, commit: jobstore_pb2.FlowCommit) -> Apply:
+    if commit.HasField("new_job"):
+        correlation_id = commit.new_job.correlation_id
+        _use_request_id(guards, commit)
+    else:
+        correlation_id = guards.roots[commit.flow_command_id].correlation_id
+    locks = _locks_to_take(guards, commit)
+    if commit.ends_flow:
+        free_locks(guards, commit.flow_command_id)
+        locks = []
+    for change in commit.entities:
+        guards.versions[key_of(change.entity)] = ABSENT if change.remove else UNSEEN
+    return Apply(locks, correlation_id)
+
+
+def _use_request_id(guards: Guards, commit: jobstore_pb2.FlowCommit) -> None:
+    job = commit.new_job
+    if job.request_id:
+        guards.requests[job.owner, job.request_id] = (commit.job_id, job.request_hash)
+
+
+def _locks_to_take(guards: Guards, commit: jobstore_pb2.FlowCommit) -> list[jobstore_pb2.LockRow]:
+    """Returns the wanted locks less those that the flow holds, each once, and enters the flow as their holder."""
+    wanted: dict[Key, jobstore_pb2.LockRow] = {}
+    for lock in commit.locks:
+        key = key_of(lock.entity)
+        if key not in wanted or (lock.exclusive and not wanted[key].exclusive):
+            wanted[key] = lock
+    taken = []
+    for key, lock in wanted.items():
+        holders = guards.holders.setdefault(key, [])
+        ours = [holder for holder in holders if holder.flow_command_id == commit.flow_command_id]
+        if not any(holder.exclusive or not lock.exclusive for holder in ours):
+            holders[:] = [holder for holder in holders if holder not in ours]
+            holders.append(Holder(commit.flow_command_id, commit.job_id, lock.exclusive, lock.reason))
+            taken.append(lock)
+    return taken
+
+
+def free_locks(guards: Guards, flow_command_id: str) -> None:
+    """Takes a flow off all locks."""
+    for holders in guards.holders.values():
+        holders[:] = [holder for holder in holders if holder.flow_command_id != flow_command_id]
+
+
+def judge_all(guards: Guards, commits: Iterable[tuple[str, jobstore_pb2.FlowCommit]]) -> list[Verdict]:
+    """Judges the commits of (coordinator, commit) in order. A flow may come only once: its root is judged as stored."""
+    return [judge(guards, coordinator_id, commit) for coordinator_id, commit in commits]

@@ -1,0 +1,181 @@
+"""Leases of coordinators, and who takes over what a dead one leaves behind.
+
+    take (counter 1) ─▶ renew (counter + 1) ─▶ … ─▶ release ─▶ its flows may be claimed at once
+                             │ stands still, seen so by another coordinator, on its own clock, for the lease time
+                             ▼
+                     claimed: the lease is deleted (if its counter still stands), epochs are raised
+
+Nobody here looks at a clock: who is dead is decided by whoever watched the counter. What makes that safe is the
+deletion. It happens under the writers' mutex, so it lies between two commits: those before it are the dead one's, all
+later ones of it are refused for want of a lease, and those that it sends under an old epoch for its being old. A
+coordinator that was only slow finds its renewal refused and stops.
+
+Renewal is the one write that does not take its turn: a journal that is busy must not cost anybody the lease.
+"""
+
+from __future__ import annotations
+
+from typing import Final
+
+import asyncpg
+
+from chassis.clock import Ids
+from jobstore.guards import lease_lost
+from jobstore.journal import Journal
+from jobstore.snapshots import Pool, borrowed
+from jobstore.transaction import Turn
+from waybill.v1 import jobstore_pb2
+
+FLOWS_AT_ONCE: Final = 100
+
+_RENEW: Final = """
+    UPDATE coordinator_lease SET counter = $2, address = $3, update_time = clock_timestamp()
+    WHERE coordinator_id = $1 AND counter IN ($2 - 1, $2) AND NOT released
+    RETURNING true
+"""
+_TAKE: Final = """
+    INSERT INTO coordinator_lease (coordinator_id, counter, address, update_time)
+    VALUES ($1, 1, $2, clock_timestamp())
+    ON CONFLICT (coordinator_id) DO NOTHING
+    RETURNING true
+"""
+_LEASES: Final = "SELECT coordinator_id, counter, address, released FROM coordinator_lease ORDER BY coordinator_id"
+_RELEASE: Final = """
+    WITH unowned AS (DELETE FROM host_claim WHERE coordinator_id = $1)
+    UPDATE coordinator_lease SET released = true WHERE coordinator_id = $1
+"""
+
+_HAS_LEASE: Final = "SELECT EXISTS (SELECT FROM coordinator_lease WHERE coordinator_id = $1 AND NOT released) AS alive"
+_END_LEASE: Final = "DELETE FROM coordinator_lease WHERE coordinator_id = $1 AND (counter = $2 OR released)"
+_IS_LEASED: Final = "SELECT EXISTS (SELECT FROM coordinator_lease WHERE coordinator_id = $1) AS leased"
+
+# Unfinished flows are few and have an index of their own, by their jobs' status.
+_UNFINISHED: Final = """
+    SELECT command.command_id FROM job JOIN command ON command.command_id = job.flow_command_id
+    WHERE job.status IN ('PENDING', 'STARTED') AND NOT job.external
+"""
+_OWN: Final = f"{_UNFINISHED} AND command.coordinator_id = $1 ORDER BY job.create_time, job.job_id"
+_OF_DEAD: Final = f"{_UNFINISHED} AND command.coordinator_id = $1 ORDER BY job.create_time, job.job_id LIMIT $2"
+_OF_NOBODY: Final = f"""
+    {_UNFINISHED} AND NOT EXISTS (
+        SELECT FROM coordinator_lease WHERE coordinator_lease.coordinator_id = command.coordinator_id
+    ) ORDER BY job.create_time, job.job_id LIMIT $1
+"""
+_TAKE_OVER: Final = """
+    UPDATE command SET coordinator_id = $1, epoch = command.epoch + 1
+    FROM unnest($2::text[]) AS u (command_id), command AS former
+    WHERE command.command_id = u.command_id AND former.command_id = u.command_id
+    RETURNING command.command_id, command.job_id, command.correlation_id, command.epoch,
+              former.coordinator_id AS former_coordinator_id
+"""
+_TELL: Final = """
+    INSERT INTO event (event_id, time, event_type, severity, message, job_id, correlation_id)
+    SELECT u.event_id, $1::timestamptz, 'FLOW_TAKEN_OVER', 'WARNING', u.message, u.job_id, u.correlation_id
+    FROM unnest($2::text[], $3::text[], $4::text[], $5::text[]) AS u (event_id, message, job_id, correlation_id)
+"""
+
+_CLAIM_HOSTS: Final = """
+    INSERT INTO host_claim (host_id, coordinator_id, create_time)
+    SELECT entity_id, $1::text, $2::timestamptz FROM entity WHERE entity_type = 'HOST'
+    ON CONFLICT (host_id) DO UPDATE SET coordinator_id = excluded.coordinator_id, create_time = excluded.create_time
+    WHERE host_claim.coordinator_id IN (SELECT coordinator_id FROM coordinator_lease WHERE released)
+"""
+_HOSTS: Final = """
+    SELECT host_id FROM host_claim JOIN entity ON entity.entity_type = 'HOST' AND entity.entity_id = host_claim.host_id
+    WHERE host_claim.coordinator_id = $1 ORDER BY host_id
+"""
+
+
+class Leases:
+    """Keeps the leases, and hands over what they covered."""
+
+    def __init__(self, pool: Pool, journal: Journal, ids: Ids) -> None:
+        """`pool` has connections that may write, apart from the journal's."""
+        self._pool = pool
+        self._journal = journal
+        self._ids = ids
+
+    # -- one's own
+
+    async def renew(self, coordinator_id: str, counter: int, address: str) -> list[jobstore_pb2.Lease]:
+        """Takes a lease (counter 1) or renews it, and returns all leases; raises LEASE_LOST."""
+        async with borrowed(self._pool) as connection:
+            held = await connection.fetchval(_RENEW, coordinator_id, counter, address)
+            if not held and counter == 1:
+                held = await connection.fetchval(_TAKE, coordinator_id, address)
+            if not held:
+                raise lease_lost(coordinator_id)
+            return [_lease(row) for row in await connection.fetch(_LEASES)]
+
+    async def release(self, coordinator_id: str) -> None:
+        """Gives a lease up; its hosts are unowned at once."""
+        async with borrowed(self._pool) as connection:
+            await connection.execute(_RELEASE, coordinator_id)
+
+    # -- another's
+
+    async def claim_flows(self, request: jobstore_pb2.ClaimFlowsRequest) -> list[str]:
+        """Takes over unfinished flows of a dead coordinator, or of none, and returns them; raises LEASE_LOST.
+
+        Of oneself, it takes nothing and returns all: for whoever did not hear the answer to a claim.
+        """
+        return await self._journal.alone(lambda turn: self._claim_flows(turn, request), repeatable=False)
+
+    async def _claim_flows(self, turn: Turn, request: jobstore_pb2.ClaimFlowsRequest) -> list[str]:
+        await _require_lease(turn, request.coordinator_id)
+        if request.dead_coordinator_id == request.coordinator_id:
+            return [row["command_id"] for row in await turn.writer.fetch(_OWN, request.coordinator_id)]
+        flows = await self._orphans(turn, request)
+        if flows:
+            await self._take_over(turn, request.coordinator_id, flows)
+        return flows
+
+    async def _orphans(self, turn: Turn, request: jobstore_pb2.ClaimFlowsRequest) -> list[str]:
+        """Returns flows that may be taken over: none if the lease has moved since it was seen to stand."""
+        dead, limit = request.dead_coordinator_id, request.limit or FLOWS_AT_ONCE
+        if not dead:
+            rows = await turn.writer.fetch(_OF_NOBODY, limit)
+            return [row["command_id"] for row in rows]
+        if await turn.writer.change(_END_LEASE, dead, request.observed_counter):
+            turn.changed = True
+        elif (await turn.writer.fetch(_IS_LEASED, dead))[0]["leased"]:
+            return []
+        return [row["command_id"] for row in await turn.writer.fetch(_OF_DEAD, dead, limit)]
+
+    async def _take_over(self, turn: Turn, coordinator_id: str, flows: list[str]) -> None:
+        """Fences the former owner: its epoch is an old one from here on."""
+        turn.changed = True
+        taken = await turn.writer.fetch(_TAKE_OVER, coordinator_id, flows)
+        await turn.writer.change(
+            _TELL,
+            turn.time,
+            [self._ids.new() for _ in taken],
+            [f"Coordinator {coordinator_id} took over from {row['former_coordinator_id']}" for row in taken],
+            [row["job_id"] for row in taken],
+            [row["correlation_id"] for row in taken],
+        )
+
+    async def claim_hosts(self, coordinator_id: str) -> list[str]:
+        """Takes the hosts that nobody with a lease owns, and returns all that the coordinator owns now."""
+        return await self._journal.alone(lambda turn: _claim_hosts(turn, coordinator_id))
+
+
+async def _claim_hosts(turn: Turn, coordinator_id: str) -> list[str]:
+    await _require_lease(turn, coordinator_id)
+    turn.changed = await turn.writer.change(_CLAIM_HOSTS, coordinator_id, turn.time) > 0
+    return [row["host_id"] for row in await turn.writer.fetch(_HOSTS, coordinator_id)]
+
+
+async def _require_lease(turn: Turn, coordinator_id: str) -> None:
+    [row] = await turn.writer.fetch(_HAS_LEASE, coordinator_id)
+    if not row["alive"]:
+        raise lease_lost(coordinator_id)
+
+
+def _lease(row: asyncpg.Record) -> jobstore_pb2.Lease:
+    return jobstore_pb2.Lease(
+        coordinator_id=row["coordinator_id"],
+        counter=row["counter"],
+        address=row["address"],
+        released=row["released"],
+    )

@@ -1,0 +1,227 @@
+"""The SQL of the journal: one statement a table for what is new, one for what has changed.
+
+$1 is always the transaction's revision and $2 its time; a statement that needs neither says so in its name's comment.
+Rows travel as one array a column (`rows.Shape`). Every change is conditional on what makes it legal; that it found all
+its rows is checked by their count (`writer.py`), so nothing is ever half applied or silently skipped.
+"""
+
+from __future__ import annotations
+
+from typing import Final
+
+from jobstore import rows
+from jobstore.messages import ENTITY_COLUMNS, JOB_COLUMNS
+
+CHANNEL: Final = "waybill_revision"
+
+# --- the turn --------------------------------------------------------------------------------------------------------
+
+# The row lock is the writers' mutex, so nothing is read before it is held. If it had to wait, Postgres evaluates the
+# time anew. The notification is a doorbell: sent with the commit, dropped with a rollback.
+TAKE_TURN: Final = f"""
+    UPDATE head SET revision = revision + 1, time = greatest(clock_timestamp(), time)
+    WHERE one
+    RETURNING revision, time, pg_notify('{CHANNEL}', revision::text)
+"""
+
+# All that a batch is guarded by, in one question: coordinators, flows, (owner, request id)s, lock keys, entity keys.
+READ_GUARDS: Final = """
+    SELECT
+        ARRAY(SELECT coordinator_id FROM coordinator_lease
+              WHERE coordinator_id = ANY ($1::text[]) AND NOT released) AS leases,
+        ARRAY(SELECT (command_id, coordinator_id, epoch, sequence, commit_revision, commit_time, job_id, correlation_id,
+                      end_time IS NOT NULL) FROM command
+              WHERE command_id = ANY ($2::text[]) AND parent_command_id = '') AS roots,
+        ARRAY(SELECT (job.owner, job.request_id, job.job_id, job.request_hash)
+              FROM unnest($3::text[], $4::text[]) AS u (owner, request_id)
+              JOIN job ON job.owner = u.owner AND job.request_id = u.request_id AND job.request_id <> '') AS requests,
+        ARRAY(SELECT (entity_lock.entity_type::text, entity_lock.entity_id, entity_lock.flow_command_id,
+                      entity_lock.job_id, entity_lock.exclusive, entity_lock.reason)
+              FROM unnest($5::text[], $6::text[]) AS u (entity_type, entity_id)
+              JOIN entity_lock ON entity_lock.entity_type = u.entity_type AND entity_lock.entity_id = u.entity_id
+             ) AS locks,
+        ARRAY(SELECT (entity.entity_type::text, entity.entity_id, entity.version)
+              FROM unnest($7::text[], $8::text[]) AS u (entity_type, entity_id)
+              JOIN entity ON entity.entity_type = u.entity_type AND entity.entity_id = u.entity_id) AS versions
+"""
+
+# --- times follow statuses -------------------------------------------------------------------------------------------
+
+_BEGUN: Final = "CASE WHEN u.status NOT IN ('PENDING', 'SKIPPED', 'ABORTED') THEN $2::timestamptz END"
+_ENDED: Final = "CASE WHEN u.status NOT IN ('PENDING', 'STARTED') THEN $2::timestamptz END"
+_COMMAND_ENDED: Final = (
+    "CASE WHEN u.status IN ('ENDED_SUCCESSFULLY', 'ENDED_WITH_FAILURE', 'UNKNOWN') THEN $2::timestamptz END"
+)
+_OVER: Final = "coalesce(u.state IN ('FINISHED', 'UNKNOWN'), false)"
+_TASK_ENDED: Final = f"CASE WHEN {_OVER} THEN $2::timestamptz END"
+
+
+def _may_change(table: str) -> str:
+    """An end status never changes again."""
+    return f"({table}.end_time IS NULL OR u.status IS NULL OR u.status = {table}.status)"
+
+
+# --- what is new -----------------------------------------------------------------------------------------------------
+
+INSERT_JOBS: Final = f"""
+    INSERT INTO job (revision, create_time, update_time, start_time, end_time, {rows.JOB.names})
+    SELECT $1::bigint, $2::timestamptz, $2::timestamptz, {_BEGUN}, {_ENDED}, {rows.JOB.values}
+    FROM {rows.JOB.unnest(3)}
+"""
+INSERT_SUBJECTS: Final = f"""
+    INSERT INTO job_subject_entity ({rows.SUBJECT.names}) SELECT {rows.SUBJECT.values} FROM {rows.SUBJECT.unnest(1)}
+"""
+INSERT_STEPS: Final = f"""
+    INSERT INTO step (revision, start_time, end_time, {rows.STEP.names})
+    SELECT $1::bigint, {_BEGUN}, {_ENDED}, {rows.STEP.values}
+    FROM {rows.STEP.unnest(3)}
+"""
+INSERT_COMMANDS: Final = f"""
+    INSERT INTO command (create_time, end_time, commit_revision, commit_time, {rows.COMMAND.names})
+    SELECT $2::timestamptz, {_COMMAND_ENDED}, CASE WHEN u.sequence IS NOT NULL THEN $1::bigint END,
+           CASE WHEN u.sequence IS NOT NULL THEN $2::timestamptz END, {rows.COMMAND.values}
+    FROM {rows.COMMAND.unnest(3)}
+"""
+# A wait asks no host, so there is nothing to clear once it is over.
+INSERT_TASKS: Final = f"""
+    INSERT INTO host_task (create_time, end_time, cleared, {rows.TASK.names})
+    SELECT $1::timestamptz, {_TASK_ENDED.replace("$2", "$1")}, u.kind = 'WAIT' AND {_OVER}, {rows.TASK.values}
+    FROM {rows.TASK.unnest(2)}
+"""
+INSERT_LOCKS: Final = f"""
+    INSERT INTO entity_lock (create_time, {rows.LOCK.names})
+    SELECT $1::timestamptz, {rows.LOCK.values} FROM {rows.LOCK.unnest(2)}
+    ON CONFLICT (entity_type, entity_id, flow_command_id) DO UPDATE SET exclusive = true
+"""
+INSERT_SNAPSHOTS: Final = f"""
+    INSERT INTO entity_snapshot ({rows.SNAPSHOT.names}) SELECT {rows.SNAPSHOT.values} FROM {rows.SNAPSHOT.unnest(1)}
+"""
+INSERT_EVENTS: Final = f"""
+    INSERT INTO event (time, {rows.EVENT.names})
+    SELECT $1::timestamptz, {rows.EVENT.values} FROM {rows.EVENT.unnest(2)}
+    ON CONFLICT (event_id) DO NOTHING
+"""
+
+# --- what has changed ------------------------------------------------------------------------------------------------
+
+CHANGE_JOBS: Final = f"""
+    UPDATE job SET
+        revision = $1::bigint,
+        update_time = $2::timestamptz,
+        status = coalesce(u.status, job.status),
+        start_time = coalesce(job.start_time, {_BEGUN}),
+        end_time = coalesce(job.end_time, {_ENDED}),
+        progress = greatest(job.progress, u.progress),
+        cancelable = coalesce(u.cancelable, job.cancelable),
+        error = coalesce(u.error, job.error),
+        cancel_requested_by = coalesce(u.cancel_requested_by, job.cancel_requested_by)
+    FROM {rows.JOB_CHANGE.unnest(3)}
+    WHERE job.job_id = u.job_id AND {_may_change("job")}
+"""
+CHANGE_STEPS: Final = f"""
+    UPDATE step SET
+        revision = $1::bigint,
+        status = coalesce(u.status, step.status),
+        start_time = coalesce(step.start_time, {_BEGUN}),
+        end_time = coalesce(step.end_time, {_ENDED}),
+        progress = greatest(step.progress, u.progress),
+        external_id = coalesce(u.external_id, step.external_id),
+        external_system_type = coalesce(u.external_system_type, step.external_system_type),
+        error = coalesce(u.error, step.error)
+    FROM {rows.STEP_CHANGE.unnest(3)}
+    WHERE step.step_id = u.step_id AND {_may_change("step")}
+"""
+# A sequence marks the root of a flow that was written.
+CHANGE_COMMANDS: Final = f"""
+    UPDATE command SET
+        status = coalesce(u.status, command.status),
+        end_time = coalesce(command.end_time, {_COMMAND_ENDED}),
+        plans = coalesce(u.plans::jsonb, command.plans),
+        end_attempts = coalesce(u.end_attempts, command.end_attempts),
+        error = coalesce(u.error, command.error),
+        sequence = coalesce(u.sequence, command.sequence),
+        commit_revision = CASE WHEN u.sequence IS NULL THEN command.commit_revision ELSE $1::bigint END,
+        commit_time = CASE WHEN u.sequence IS NULL THEN command.commit_time ELSE $2::timestamptz END
+    FROM {rows.COMMAND_CHANGE.unnest(3)}
+    WHERE command.command_id = u.command_id AND {_may_change("command")}
+"""
+CHANGE_TASKS: Final = f"""
+    UPDATE host_task SET
+        state = coalesce(u.state, host_task.state),
+        end_time = coalesce(host_task.end_time, {_TASK_ENDED.replace("$2", "$1")}),
+        cleared = host_task.cleared OR (host_task.kind = 'WAIT' AND {_OVER}),
+        result = coalesce(u.result, host_task.result),
+        answer = coalesce(u.answer::jsonb, host_task.answer),
+        error = coalesce(u.error, host_task.error),
+        incarnation = coalesce(u.incarnation, host_task.incarnation)
+    FROM {rows.TASK_CHANGE.unnest(2)}
+    WHERE host_task.task_id = u.task_id
+"""
+CLEAR_TASKS: Final = """
+    UPDATE host_task SET cleared = true WHERE task_id = ANY ($1::text[]) AND NOT cleared AND end_time IS NOT NULL
+"""
+
+# What a flow holds goes with its last commit.
+END_FLOWS: Final = """
+    WITH locks AS (DELETE FROM entity_lock WHERE flow_command_id = ANY ($1::text[])),
+         snapshots AS (DELETE FROM entity_snapshot WHERE flow_command_id = ANY ($1::text[]))
+    DELETE FROM flow_request WHERE flow_command_id = ANY ($1::text[])
+"""
+HANDLE_REQUESTS: Final = "DELETE FROM flow_request WHERE request_id = ANY ($1::text[])"
+
+# --- entities --------------------------------------------------------------------------------------------------------
+
+_SAME_ENTITY: Final = "entity.entity_type = u.entity_type AND entity.entity_id = u.entity_id"
+
+# One that was there before goes on from its last version, so that nobody takes the new one for the old one.
+CREATE_ENTITIES: Final = f"""
+    WITH u AS MATERIALIZED (SELECT * FROM {rows.ENTITY_CHANGE.unnest(2)}),
+         buried AS (
+             DELETE FROM tombstone USING u
+             WHERE tombstone.entity_type = u.entity_type AND tombstone.entity_id = u.entity_id
+             RETURNING tombstone.entity_type, tombstone.entity_id, tombstone.version
+         )
+    INSERT INTO entity (revision, version, {rows.ENTITY_CHANGE.names})
+    SELECT $1::bigint, coalesce(buried.version, 0) + 1, {rows.ENTITY_CHANGE.values}
+    FROM u LEFT JOIN buried ON buried.entity_type = u.entity_type AND buried.entity_id = u.entity_id
+"""
+CHANGE_ENTITIES: Final = f"""
+    UPDATE entity SET
+        revision = $1::bigint,
+        version = entity.version + 1,
+        name = coalesce(u.name, entity.name),
+        status = coalesce(u.status, entity.status),
+        declared = coalesce(u.declared::jsonb, entity.declared)
+    FROM {rows.ENTITY_CHANGE.unnest(2)}
+    WHERE {_SAME_ENTITY}
+"""
+REMOVE_ENTITIES: Final = f"""
+    WITH removed AS (
+        DELETE FROM entity USING unnest($3::text[], $4::text[]) AS u (entity_type, entity_id)
+        WHERE {_SAME_ENTITY}
+        RETURNING entity.entity_type, entity.entity_id, entity.version
+    )
+    INSERT INTO tombstone (revision, time, version, entity_type, entity_id)
+    SELECT $1::bigint, $2::timestamptz, version, entity_type, entity_id FROM removed
+"""
+# Numbers are comparable within an incarnation only; another incarnation is news by itself.
+OBSERVE: Final = f"""
+    UPDATE entity SET
+        revision = $1::bigint,
+        observed_state = u.observed_state,
+        observed_host_id = u.observed_host_id,
+        observed_error = u.observed_error,
+        observed_incarnation = u.observed_incarnation,
+        observed_number = u.observed_number
+    FROM {rows.OBSERVATION.unnest(2)}
+    WHERE {_SAME_ENTITY}
+      AND (entity.observed_incarnation <> u.observed_incarnation OR entity.observed_number < u.observed_number)
+"""
+
+# --- answers ---------------------------------------------------------------------------------------------------------
+
+READ_ENTITIES: Final = f"""
+    SELECT {ENTITY_COLUMNS} FROM unnest($1::text[], $2::text[]) AS u (entity_type, entity_id)
+    JOIN entity ON {_SAME_ENTITY}
+"""
+READ_JOBS: Final = f"SELECT {JOB_COLUMNS} FROM job WHERE job_id = ANY ($1::text[])"
