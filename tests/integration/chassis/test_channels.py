@@ -108,3 +108,12 @@ async def test_a_call_spans_the_restart_of_its_server(jobstore: ScriptedJobStore
     async with a_server(jobstore, listen=server.address):
         assert (await calling).job_id == "j1"
     await channel.close()
+
+
+async def test_a_sticky_channel_stays_with_one_server_until_it_is_gone(two_servers: tuple[Server, Server]) -> None:
+    one, two = two_servers
+    async with open_channel(f"{one.address},{two.address}", sticky=True) as channel:
+        stub = jobstore_pb2_grpc.JobStoreStub(channel)
+        (name,) = await who_answers(stub, 10)
+        await {"one": one, "two": two}[name].stop(grace=0)
+        await until_answered_by(stub, "two" if name == "one" else "one")
