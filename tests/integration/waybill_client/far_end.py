@@ -10,12 +10,25 @@ from google.protobuf.any_pb2 import Any as AnyMessage
 from google.rpc import error_details_pb2, status_pb2
 
 from waybill.v1 import coordinator_pb2_grpc, jobstore_pb2_grpc
-from waybill.v1.coordinator_pb2 import RunCommandRequest, RunMultipleCommandsRequest, RunMultipleCommandsResponse
-from waybill.v1.jobs_pb2 import Job
+from waybill.v1.coordinator_pb2 import (
+    CancelJobRequest,
+    CommandType,
+    ListCommandTypesRequest,
+    ListCommandTypesResponse,
+    RunCommandRequest,
+    RunMultipleCommandsRequest,
+    RunMultipleCommandsResponse,
+)
+from waybill.v1.jobs_pb2 import Entity, ExecutionStatus, Job
 from waybill.v1.jobstore_pb2 import (
+    CheckConsistencyRequest,
+    CheckConsistencyResponse,
     GetJobRequest,
     ListJobsRequest,
     ListJobsResponse,
+    PutEntitiesRequest,
+    PutEntitiesResponse,
+    Violation,
     WatchJobsRequest,
     WatchJobsResponse,
 )
@@ -31,6 +44,8 @@ class ScriptedCoordinator(coordinator_pb2_grpc.CoordinatorServicer):
         self.requests: list[RunCommandRequest] = []
         self.metadata: list[dict[str, str | bytes]] = []
         self.answer: Callable[[RunCommandRequest, Context], Awaitable[Job]] = accept
+        self.command_types: list[CommandType] = []
+        self.cancelled: list[CancelJobRequest] = []
 
     async def RunCommand(self, request: RunCommandRequest, context: Context) -> Job:
         self.requests.append(request)
@@ -49,6 +64,14 @@ class ScriptedCoordinator(coordinator_pb2_grpc.CoordinatorServicer):
         return answer
 
 
+    async def ListCommandTypes(self, request: ListCommandTypesRequest, context: Context) -> ListCommandTypesResponse:
+        return ListCommandTypesResponse(command_types=self.command_types)
+
+    async def CancelJob(self, request: CancelJobRequest, context: Context) -> Job:
+        self.cancelled.append(request)
+        return Job(job_id=request.job_id, status=ExecutionStatus.EXECUTION_STATUS_STARTED)
+
+
 class ScriptedJobStore(jobstore_pb2_grpc.JobStoreServicer):
     """Serves jobs from a dict, and one scripted stream after the other."""
 
@@ -56,6 +79,9 @@ class ScriptedJobStore(jobstore_pb2_grpc.JobStoreServicer):
         self.jobs: dict[str, Job] = {}
         self.streams: list[Stream] = []
         self.watches: list[WatchJobsRequest] = []
+        self.filters: list[str] = []
+        self.entities: list[Entity] = []
+        self.violations: list[Violation] = []
 
     async def GetJob(self, request: GetJobRequest, context: Context) -> Job:
         if request.job_id not in self.jobs:
@@ -63,6 +89,7 @@ class ScriptedJobStore(jobstore_pb2_grpc.JobStoreServicer):
         return self.jobs[request.job_id]
 
     async def ListJobs(self, request: ListJobsRequest, context: Context) -> ListJobsResponse:
+        self.filters.append(request.filter)
         begin, size = int(request.page_token or 0), request.page_size or 50
         jobs = list(self.jobs.values())
         more = str(begin + size) if begin + size < len(jobs) else ""
@@ -73,6 +100,13 @@ class ScriptedJobStore(jobstore_pb2_grpc.JobStoreServicer):
         stream = self.streams.pop(0)
         async for response in stream(request, context):
             yield response
+
+    async def PutEntities(self, request: PutEntitiesRequest, context: Context) -> PutEntitiesResponse:
+        self.entities.extend(request.entities)
+        return PutEntitiesResponse(entities=request.entities)
+
+    async def CheckConsistency(self, request: CheckConsistencyRequest, context: Context) -> CheckConsistencyResponse:
+        return CheckConsistencyResponse(violations=self.violations)
 
 
 def a_status(code: grpc.StatusCode, reason: str, message: str, **metadata: str) -> status_pb2.Status:
