@@ -941,16 +941,23 @@ Global___Observation: _TypeAlias = Observation  # noqa: Y015
 
 @_typing.final
 class GetHostRequest(_message.Message):
-    """No arguments."""
+    """Which of its objects to show."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
+    OBJECT_IDS_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def object_ids(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """Only objects with these ids; none named: all."""
+
     def __init__(
         self,
+        *,
+        object_ids: _abc.Iterable[_builtins.str] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["object_ids", b"object_ids"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
