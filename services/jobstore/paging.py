@@ -48,9 +48,17 @@ class Paging:
         Raises WaybillError PAGE_TOKEN_INVALID, or REQUEST_INVALID for a negative size.
         """
         self._arguments = _arguments(request)
-        self.size = _size(request.page_size)  # type: ignore[attr-defined]
+        self.size = self.size_of(request)
         self.after = self._opened(request.page_token, kinds)  # type: ignore[attr-defined]
         """The key of the last item already given; None on the first page."""
+
+    @staticmethod
+    def size_of(request: Message) -> int:
+        """Returns how many items a request asks for; raises WaybillError REQUEST_INVALID for a negative number."""
+        asked: int = request.page_size  # type: ignore[attr-defined]
+        if asked < 0:
+            raise invalid_field("page_size", "must not be negative")
+        return min(asked, LARGEST_SIZE) or DEFAULT_SIZE
 
     def page(self, items: Sequence[M], keys: Sequence[Key]) -> Page[M]:
         """Makes a page of items of which one more than its size was asked for; fewer if they are large."""
@@ -100,12 +108,6 @@ def _arguments(request: Message) -> bytes:
     copy.ClearField("page_size")
     copy.ClearField("page_token")
     return request.DESCRIPTOR.full_name.encode() + b"\0" + copy.SerializeToString(deterministic=True) + b"\0"
-
-
-def _size(asked: int) -> int:
-    if asked < 0:
-        raise invalid_field("page_size", "must not be negative")
-    return min(asked, LARGEST_SIZE) or DEFAULT_SIZE
 
 
 def _not_ours() -> WaybillError:

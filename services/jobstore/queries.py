@@ -18,7 +18,6 @@ from jobstore.head import check_resume, read_head
 from jobstore.messages import (
     COMMAND_COLUMNS,
     ENTITY_COLUMNS,
-    ENTITY_TYPE_NAME,
     HOST_TASK_COLUMNS,
     JOB_COLUMNS,
     LOCK_COLUMNS,
@@ -205,29 +204,25 @@ class Queries:
 
     # --- entities --------------------------------------------------------------------------------------------------
 
-    async def get_entity(self, entity_type: jobs_pb2.EntityType.ValueType, entity_id: str) -> jobs_pb2.Entity:
+    async def get_entity(self, entity_type: str, entity_id: str) -> jobs_pb2.Entity:
         """Returns an entity; raises ENTITY_NOT_FOUND."""
-        name = str(ENTITY_TYPE_NAME[entity_type])
         async with borrowed(self._pool) as connection:
             row = await connection.fetchrow(
                 f"SELECT {ENTITY_COLUMNS} FROM entity WHERE entity.entity_type = $1 AND entity.entity_id = $2",
-                name,
+                entity_type,
                 entity_id,
             )
         if row is None:
-            raise not_found(
-                "ENTITY_NOT_FOUND", f"there is no {name} {entity_id}", entity_type=name, entity_id=entity_id
-            )
+            what = f"there is no {entity_type} {entity_id}"
+            raise not_found("ENTITY_NOT_FOUND", what, entity_type=entity_type, entity_id=entity_id)
         return entity_message(row)
 
-    async def list_entities(
-        self, entity_type: jobs_pb2.EntityType.ValueType, filter: Filter, paging: Paging
-    ) -> Page[jobs_pb2.Entity]:
-        """Lists entities by type and id; of all types if the type is UNSPECIFIED."""
+    async def list_entities(self, entity_type: str | None, filter: Filter, paging: Paging) -> Page[jobs_pb2.Entity]:
+        """Lists entities by type and id; of all types if no type is given."""
         bind = Bindings(*(paging.after or ("", "")))
         condition = filter.sql(bind)
         if entity_type:
-            condition += f" AND entity.entity_type = {bind(ENTITY_TYPE_NAME[entity_type])}"
+            condition += f" AND entity.entity_type = {bind(entity_type)}"
         async with borrowed(self._pool) as connection:
             rows = await connection.fetch(
                 f"""
