@@ -1,0 +1,231 @@
+"""The figures as a table for people and as JSON for comparisons."""
+
+from __future__ import annotations
+
+import json
+import platform
+import subprocess
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import psutil
+
+from accounts import CLIENTS, POSTGRES, SERVICES
+from figures import Latency, Throughput, p50, p99
+from limit import Limit
+from options import MEASURES
+from sampling import Profile
+
+
+@dataclass
+class Figures:
+    """Everything that a run of the bench has found; what was not asked for is missing."""
+
+    throughputs: dict[str, Throughput] = field(default_factory=dict)
+    """`single`, `multiple`."""
+    latency: Latency | None = None
+    limit: Limit | None = None
+    profile: Profile | None = None
+
+
+@dataclass(frozen=True)
+class Section:
+    """Rows under a title and columns."""
+
+    title: str
+    columns: Sequence[str]
+    rows: Sequence[Sequence[str]]
+
+
+# --- the table -------------------------------------------------------------------------------------------------------
+
+
+def sections(figures: Figures) -> list[Section]:
+    """The table, in parts."""
+    parts = [
+        _throughputs(figures),
+        _latency(figures),
+        _cpu(figures),
+        _database(figures),
+        *(_profile(figures.profile) if figures.profile else ()),
+    ]
+    return [part for part in parts if part.rows]
+
+
+def _throughputs(figures: Figures) -> Section:
+    targets = {"single": "≥ 1,200", "multiple": "≥ 2,000"}
+    rows = [
+        [
+            f"{MEASURES[name]}, {run.in_flight} in flight",
+            f"{run.jobs_per_second:,.0f}",
+            f"{run.jobs_per_second / figures.limit.jobs_per_second:.1%}" if figures.limit else "",
+            targets[name],
+            f"{run.taken_by_others:.0%}",
+        ]
+        for name, run in figures.throughputs.items()
+    ]
+    if figures.limit:
+        rows.append([MEASURES["raw"], f"{figures.limit.jobs_per_second:,.0f}", "100.0%", "", ""])
+    return Section("Throughput", ["jobs/s", "of Postgres alone", "target", "machine used by others"], rows)
+
+
+def _latency(figures: Figures) -> Section:
+    if figures.latency is None:
+        return Section("Latency", [], [])
+    measured = {
+        "submit → durable answer": (figures.latency.answers, "≤ 5 ms"),
+        "submit → watcher saw FINISHED": (figures.latency.ends, "≤ 12 ms"),
+    }
+    rows = [
+        [what, f"{p50(times) * 1e3:.1f} ms", f"{p99(times) * 1e3:.1f} ms", target]
+        for what, (times, target) in measured.items()
+    ]
+    return Section(MEASURES["latency"], ["median", "p99", "target of the median"], rows)
+
+
+def _cpu(figures: Figures) -> Section:
+    runs = figures.throughputs
+    raw = f"{figures.limit.cpu_per_job * 1e6:,.0f}" if figures.limit else ""
+    rows = [
+        [
+            party,
+            *(f"{run.cpu_per_job[party] * 1e6:,.0f}" for run in runs.values()),
+            raw if party == POSTGRES else "",
+            "",
+        ]
+        for party in (*SERVICES, POSTGRES, *CLIENTS)
+    ]
+    rows.append(["services and Postgres", *(f"{run.cpu_of_servers * 1e6:,.0f}" for run in runs.values()), "", ""])
+    rows.append(["everything", *(f"{run.cpu_of_a_job * 1e6:,.0f}" for run in runs.values()), "", "≤ 1,600"])
+    return Section("CPU per job, µs", [*runs, "raw", "target"], rows if runs else [])
+
+
+def _database(figures: Figures) -> Section:
+    runs = figures.throughputs
+    counted = {
+        "statements per job": lambda run: f"{run.counts.statements / run.jobs:.2f}",
+        "writing transactions per job": lambda run: f"{run.counts.transactions / run.jobs:.3f}",
+        "commits per job": lambda run: f"{run.counts.commits / run.jobs:.2f}",
+        "commits in a transaction": lambda run: f"{run.counts.commits_a_revision:.1f}",
+        "log per job, KiB": lambda run: f"{run.counts.log_bytes / run.jobs / 1024:.1f}",
+    }
+    rows = [[what, *map(count, runs.values())] for what, count in counted.items()]
+    return Section("Postgres", list(runs), rows if runs else [])
+
+
+def _profile(profile: Profile) -> list[Section]:
+    services = [
+        Section(f"Self time of {service}", ["of its samples"], [[name, f"{share:.1%}"] for name, share in functions])
+        for service, functions in profile.functions.items()
+    ]
+    statements = [[each.text[:90], f"{each.calls:,}", f"{each.seconds:.2f} s"] for each in profile.statements]
+    return [*services, Section("Statements", ["calls", "time"], statements)]
+
+
+def show(parts: Sequence[Section], heading: str) -> None:
+    """Prints the table: with rich on a terminal, else as plain lines."""
+    if sys.stdout.isatty():
+        _show_rich(parts, heading)
+    else:
+        print("\n\n".join([heading, *map(_plain, parts)]))
+
+
+def _show_rich(parts: Sequence[Section], heading: str) -> None:
+    from rich.console import Console
+    from rich.table import Table
+
+    console = Console()
+    console.print(heading, style="bold")
+    for part in parts:
+        table = Table(part.title, title_justify="left")
+        for column in part.columns:
+            table.add_column(column, justify="right")
+        for row in part.rows:
+            table.add_row(*row)
+        console.print(table)
+
+
+def _plain(part: Section) -> str:
+    lines = [[part.title, *part.columns], *part.rows]
+    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
+    return "\n".join(
+        "  ".join([first.ljust(widths[0]), *(cell.rjust(width) for cell, width in zip(cells, widths[1:], strict=True))])
+        for first, *cells in lines
+    )
+
+
+# --- where and when --------------------------------------------------------------------------------------------------
+
+
+def circumstances() -> dict[str, Any]:
+    """What figures depend on besides the code."""
+    return {
+        "time": datetime.now(UTC).isoformat(timespec="seconds"),
+        "version": _version(),
+        "python": platform.python_version(),
+        "machine": platform.machine(),
+        "cores": psutil.cpu_count(),
+        "load": psutil.getloadavg()[0],
+    }
+
+
+def heading(around: Mapping[str, Any]) -> str:
+    """One line that says what the table is of."""
+    return (
+        f"Waybill {around['version']} · Python {around['python']} · {around['cores']} cores, load {around['load']:.1f}"
+    )
+
+
+def _version() -> str:
+    described = subprocess.run(
+        ["git", "describe", "--always", "--dirty"],
+        cwd=Path(__file__).parent,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    return described.stdout.strip() or "unknown"
+
+
+# --- JSON ------------------------------------------------------------------------------------------------------------
+
+
+def as_json(figures: Figures, around: Mapping[str, Any]) -> str:
+    """All figures, in seconds and per second."""
+    return json.dumps(
+        {
+            **around,
+            "throughput": {name: _throughput(run) for name, run in figures.throughputs.items()},
+            "latency": _latencies(figures.latency) if figures.latency else None,
+            "raw": vars(figures.limit) if figures.limit else None,
+            "profile": figures.profile.functions if figures.profile else None,
+        },
+        indent=2,
+    )
+
+
+def _throughput(run: Throughput) -> dict[str, Any]:
+    return {
+        "jobs": run.jobs,
+        "in_flight": run.in_flight,
+        "seconds": run.seconds,
+        "jobs_per_second": run.jobs_per_second,
+        "cpu_per_job": {**run.cpu_per_job, "everything": run.cpu_of_a_job},
+        "taken_by_others": run.taken_by_others,
+        "statements_per_job": run.counts.statements / run.jobs,
+        "transactions_per_job": run.counts.transactions / run.jobs,
+        "commits_per_job": run.counts.commits / run.jobs,
+        "commits_in_a_transaction": run.counts.commits_a_revision,
+        "log_bytes_per_job": run.counts.log_bytes / run.jobs,
+    }
+
+
+def _latencies(latency: Latency) -> dict[str, Any]:
+    return {
+        name: {"median": p50(times), "p99": p99(times), "jobs": len(times)}
+        for name, times in (("answer", latency.answers), ("finished", latency.ends))
+    }

@@ -1,0 +1,87 @@
+"""The runs of W1: many jobs at once, and one at a time."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+
+import psutil
+
+from child import Child
+from figures import Latency, Throughput
+from stage import Stage
+from validity import Invalid
+
+_READY_SECONDS = 60.0
+_SLOWEST = 20.0
+"""Jobs a second below which a run is given up."""
+
+
+async def throughput(stage: Stage, name: str, *, jobs: int, in_flight: int, together: int = 1) -> Throughput:
+    """Runs many jobs, `in_flight` at once, submitted in calls of `together`. Raises Invalid or ChildFailed."""
+    run = stage.run(name, jobs)
+    within = _READY_SECONDS + jobs / _SLOWEST
+    async with _clients(stage, run, jobs, in_flight, together) as (submitter, watcher):
+        accountant = stage.accountant(submitter=submitter.pid, watcher=watcher.pid)
+        counts, account = await stage.database.before(), accountant.read()
+        submitter.go()
+        submitted, watched = await asyncio.gather(submitter.hear(within), watcher.hear(within))
+        account, counts = accountant.read().since(account), (await stage.database.after()).since(counts)
+    if watched["finished"] != jobs:
+        raise Invalid(f"{name}: the watcher saw {watched['finished']} of {jobs} jobs FINISHED, {watched['others']}")
+    seconds = watched["at"] - submitted["began"]
+    return Throughput(jobs, in_flight, seconds, account, counts, psutil.cpu_count() or 1)
+
+
+@asynccontextmanager
+async def _clients(
+    stage: Stage, run: str, jobs: int, in_flight: int, together: int
+) -> AsyncIterator[tuple[Child, Child]]:
+    """A submitter and a watcher, ready to begin, with a pipe from the one that sees ends to the one that waits."""
+    described = stage.stack.describe()
+    finished, saw_finished = os.pipe()
+    try:
+        async with (
+            Child(
+                "watcher",
+                {"jobstore": described["jobstores"][0]["address"], "run": run, "jobs": jobs, "finished": saw_finished},
+                pipes=[saw_finished],
+            ) as watcher,
+            Child(
+                "submitter",
+                {
+                    "coordinator": described["coordinators"][0]["address"],
+                    "run": run,
+                    "jobs": jobs,
+                    "in_flight": in_flight,
+                    "together": together,
+                    "finished": finished,
+                },
+                pipes=[finished],
+            ) as submitter,
+        ):
+            await asyncio.gather(watcher.hear(_READY_SECONDS), submitter.hear(_READY_SECONDS))
+            yield submitter, watcher
+    finally:
+        os.close(finished)
+        os.close(saw_finished)
+
+
+async def latency(stage: Stage, name: str, *, jobs: int) -> Latency:
+    """Runs jobs one at a time. Raises Invalid or ChildFailed."""
+    described = stage.stack.describe()
+    arguments = {
+        "coordinator": described["coordinators"][0]["address"],
+        "jobstore": described["jobstores"][0]["address"],
+        "run": stage.run(name, jobs),
+        "jobs": jobs,
+    }
+    async with Child("pacer", arguments) as pacer:
+        await pacer.hear(_READY_SECONDS)
+        pacer.go()
+        words = await pacer.hear(_READY_SECONDS + jobs)
+    if words["failed"]:
+        raise Invalid(f"{name}: {words['failed']} did not FINISH")
+    return Latency(words["answers"], words["ends"])
