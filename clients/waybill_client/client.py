@@ -214,7 +214,7 @@ class WaybillClient:
         """
         job = await self.get_job(job_id, view)
         yield job
-        copy = JobsView()
+        copy, opening = JobsView(), True  # the first bookmark only says that the stream has caught up
         changes = self.watch_jobs(
             where(job_id=job_id), view=view, bookmark_interval=poll_seconds, give_up_after=give_up_after
         )
@@ -223,8 +223,9 @@ class WaybillClient:
                 change = await anext(changes)
                 copy.apply(change)
                 newer = copy.get(job_id)
-                if isinstance(change, Marked | Removed):
+                if isinstance(change, Removed) or (isinstance(change, Marked) and not opening):
                     newer = await self._asked_again(job_id, view)
+                opening = opening and not isinstance(change, Marked)
                 if newer is not None and newer.revision > job.revision:
                     job = newer
                     yield job

@@ -63,7 +63,6 @@ class ScriptedCoordinator(coordinator_pb2_grpc.CoordinatorServicer):
                 answer.results.add(job=Job(job_id="j", command_type=command.command_type))
         return answer
 
-
     async def ListCommandTypes(self, request: ListCommandTypesRequest, context: Context) -> ListCommandTypesResponse:
         return ListCommandTypesResponse(command_types=self.command_types)
 

@@ -196,6 +196,7 @@ async def test_a_wait_asks_itself_when_the_watch_only_idles(client: WaybillClien
 
     async def blind(request: WatchJobsRequest, context: Context) -> AsyncIterator[WatchJobsResponse]:
         yield changed(a_job("a", 1), revision=1, snapshot_done=True)
+        yield marked(1)
         jobstore.jobs["a"] = a_job("a", 2, "FINISHED")
         yield marked(2)
         await asyncio.Event().wait()
