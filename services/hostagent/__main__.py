@@ -1,0 +1,71 @@
+"""`python -m hostagent`: one host's agent."""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+
+from chassis import logs
+from chassis.clock import SystemClock, Uuid7Ids
+from chassis.server import Mount, run, serve
+from chassis.settings import BAD_SETTINGS, load
+from hostagent.data_folder import FolderTaken, data_folder
+from hostagent.drivers.driver import NoSuchDriver, Surroundings, load_driver
+from hostagent.ledger import Ledger
+from hostagent.observations import Observations
+from hostagent.runner import TaskRunner
+from hostagent.service import HostAgentService
+from hostagent.settings import Settings
+from waybill.v1 import hostagent_pb2, hostagent_pb2_grpc
+
+
+async def serve_host(settings: Settings) -> None:
+    """Opens the ledger and the host, takes up what a former process left, and serves."""
+    clock, ids = SystemClock(), Uuid7Ids()
+    driver = load_driver(settings.driver)
+    with data_folder(settings.data_folder()) as folder:
+        async with Ledger(folder / "ledger.db", ids) as ledger, Observations(ledger, clock) as observations:
+            surroundings = Surroundings(settings.host_id, folder, clock, settings, observations.observe, die)
+            observations.observe("HOST", settings.host_id, "UP")
+            async with (
+                driver.open(surroundings) as host,
+                TaskRunner(
+                    verbs=driver.verbs,
+                    host=host,
+                    ledger=ledger,
+                    observations=observations,
+                    clock=clock,
+                    workers=settings.workers,
+                    queue=settings.queue,
+                    cleared_days=settings.cleared_days,
+                ) as runner,
+            ):
+                agent = hostagent_pb2.AgentIdentity(
+                    host_id=settings.host_id, incarnation=ledger.incarnation, boot_id=ids.new()
+                )
+                service = HostAgentService(
+                    agent=agent, driver=driver, host=host, runner=runner, observations=observations
+                )
+                mount = Mount("waybill.v1.HostAgent", service, hostagent_pb2_grpc.add_HostAgentServicer_to_server)
+                await serve(settings.listen, [mount], before_stop=service.before_stop)
+
+
+def die() -> None:
+    """Ends the process as a crash would: at once, nothing closed, nobody told."""
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+def main() -> None:
+    """Runs the agent until it is asked to end."""
+    settings = load(Settings)
+    logs.configure("hostagent", level=settings.log_level)
+    try:
+        run(serve_host(settings))
+    except (FolderTaken, NoSuchDriver) as error:
+        print(error, file=sys.stderr, flush=True)
+        raise SystemExit(BAD_SETTINGS) from None
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,70 @@
+"""A live task in memory: what the ledger has of it, its state, and who is at it."""
+
+from __future__ import annotations
+
+import asyncio
+
+from hostagent.drivers.driver import Recovery, Verb
+from hostagent.ledger import LedgerRow
+from hostagent.task import Task, TaskSpec
+
+
+class Record:
+    """A live task, or a call."""
+
+    __slots__ = ("over", "resumed", "row", "silent", "taken", "task", "verb", "worker")
+
+    def __init__(self, row: LedgerRow, task: Task, verb: Verb | None, *, resumed: bool = False) -> None:
+        self.row = row
+        self.task = task
+        self.verb = verb
+        """None if the driver has no such verb any more."""
+        self.resumed = resumed
+        """It was accepted by a former process."""
+        self.taken = False
+        """It waits for a worker no more."""
+        self.worker: asyncio.Task[object] | None = None
+        """Who is in its verb and can be interrupted; None while nobody is."""
+        self.silent = False
+        """The host pretends to have lost the way to its watchers."""
+        self.over = asyncio.Event()
+        """Set when it has ended, or is lost."""
+
+    @property
+    def spec(self) -> TaskSpec:
+        return self.row.spec
+
+    @property
+    def names(self) -> dict[str, str]:
+        """What a log line calls it."""
+        spec = self.row.spec
+        return {
+            "task_id": spec.task_id,
+            "verb": spec.verb,
+            "correlation_id": spec.correlation_id,
+            "job_id": spec.job_id,
+            "command_id": spec.command_id,
+        }
+
+
+def record_accepted(row: LedgerRow, verb: Verb) -> Record:
+    """Returns the record of a task that was just accepted."""
+    return Record(row, Task(), verb)
+
+
+def record_found(row: LedgerRow, verb: Verb | None) -> Record:
+    """Returns the record of a task of a former process, in the state in which this one takes it up."""
+    return Record(row, _task_found(row, verb), verb, resumed=True)
+
+
+def _task_found(row: LedgerRow, verb: Verb | None) -> Task:
+    if row.ending is not None:
+        task = Task.over(row.progress, row.ending)
+        if row.revert_asked:
+            task.revert()
+        return task
+    simply_run = verb is not None and (verb.recovery is Recovery.RESUME or not row.started)
+    task = Task.waiting(row.progress) if simply_run else Task.found(row.progress)
+    if row.stop_asked:
+        task.stop()
+    return task
