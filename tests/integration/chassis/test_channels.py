@@ -9,13 +9,12 @@ from typing import Any
 
 import grpc
 import pytest
+from tests.integration.chassis.scripted import ScriptedJobStore, a_server
 
 from chassis import errors
 from chassis.channels import open_channel
 from chassis.server import Server
 from waybill.v1 import jobs_pb2, jobstore_pb2, jobstore_pb2_grpc
-
-from .conftest import ScriptedJobStore, a_server
 
 
 class NamedJobStore(ScriptedJobStore):

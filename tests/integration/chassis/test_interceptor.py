@@ -11,14 +11,13 @@ import grpc
 import pytest
 from google.rpc import error_details_pb2
 from grpc_status import rpc_status
+from tests.integration.chassis.scripted import ScriptedJobStore, a_server
 
 from chassis import errors
 from chassis.channels import open_channel
 from chassis.errors import WaybillError
 from chassis.interceptor import Call, Ended
 from waybill.v1 import coordinator_pb2, coordinator_pb2_grpc, jobs_pb2, jobstore_pb2, jobstore_pb2_grpc
-
-from .conftest import ScriptedJobStore, a_server
 
 GET_JOB = "/waybill.v1.JobStore/GetJob"
 BAD_CORRELATION_IDS = ["x" * 51, "a b", "a;rm", "a.b", "(none)"]

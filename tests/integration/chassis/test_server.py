@@ -11,12 +11,11 @@ from google.protobuf import descriptor_pb2, descriptor_pool, json_format, messag
 from grpc_channelz.v1 import channelz_pb2, channelz_pb2_grpc
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection_pb2
+from tests.integration.chassis.scripted import ScriptedJobStore, a_server, mount_of
 
 from chassis.channels import open_channel
 from chassis.server import CannotListen, Server
 from waybill.v1 import jobstore_pb2, jobstore_pb2_grpc
-
-from .conftest import ScriptedJobStore, a_server, mount_of
 
 SERVING = health_pb2.HealthCheckResponse.SERVING
 NOT_SERVING = health_pb2.HealthCheckResponse.NOT_SERVING
