@@ -11,7 +11,7 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Final
+from typing import Any, Final, TypeAlias
 from uuid import uuid4
 
 import asyncpg
@@ -45,8 +45,8 @@ _AS_THEY_ARE: Final = frozenset(
     {"bigint", "integer", "boolean", "double precision", "timestamp with time zone", "bytea"}
 )
 
-Row = tuple[Any, ...]
-Connection = asyncpg.Connection[asyncpg.Record]
+Row: TypeAlias = tuple[Any, ...]
+Connection: TypeAlias = "asyncpg.Connection[asyncpg.Record]"
 
 
 @dataclass(frozen=True)
