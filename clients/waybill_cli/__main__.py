@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from importlib.metadata import version
 from typing import Annotated
 
 import typer
@@ -21,6 +22,13 @@ app = typer.Typer(
 )
 
 
+def show_version(wanted: bool) -> None:
+    """Ends the program with its version."""
+    if wanted:
+        typer.echo(version("waybill"))
+        raise typer.Exit
+
+
 @app.callback()
 def program(
     context: typer.Context,
@@ -34,6 +42,9 @@ def program(
     ] = None,
     user: Annotated[str, typer.Option(envvar="WAYBILL_USER", help="Who asks.")] = "",
     timeout: Annotated[float, typer.Option(help="Seconds that an answer may take.")] = 10.0,
+    _version: Annotated[
+        bool, typer.Option("--version", callback=show_version, is_eager=True, help="Show the version and end.")
+    ] = False,
 ) -> None:
     """Runs commands on a data centre, and shows the jobs that they become."""
     context.obj = Session(coordinator, jobstore, user, timeout)
