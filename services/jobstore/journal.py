@@ -73,7 +73,7 @@ class Alone(Part[T]):
 
 
 class Journal:
-    """Writes in one order. Entered, it owns a connection and the task that takes the turns."""
+    """Writes in one order. Entered, it owns the task that takes the turns and, once needed, a connection."""
 
     def __init__(self, url: str, clock: Clock) -> None:
         self._writer = Writer(url)
@@ -85,7 +85,6 @@ class Journal:
         self._task: asyncio.Task[None] | None = None  # None unless entered
 
     async def __aenter__(self) -> Journal:
-        await self._writer.connect()
         self._task = asyncio.create_task(self._take_turns(), name="journal")
         return self
 

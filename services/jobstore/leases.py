@@ -15,6 +15,8 @@ Renewal is the one write that does not take its turn: a journal that is busy mus
 
 from __future__ import annotations
 
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from typing import Final
 
 import asyncpg
@@ -27,6 +29,8 @@ from jobstore.transaction import Turn
 from waybill.v1 import jobstore_pb2
 
 FLOWS_AT_ONCE: Final = 100
+LEASE_SECONDS: Final = 2.0
+"""How long a renewal may take: later it would be too late."""
 
 _RENEW: Final = """
     UPDATE coordinator_lease SET counter = $2, address = $3, update_time = clock_timestamp()
@@ -84,6 +88,20 @@ _HOSTS: Final = """
     SELECT host_id FROM host_claim JOIN entity ON entity.entity_type = 'HOST' AND entity.entity_id = host_claim.host_id
     WHERE host_claim.coordinator_id = $1 ORDER BY host_id
 """
+
+
+@asynccontextmanager
+async def lease_pool(url: str) -> AsyncIterator[Pool]:
+    """Yields the connections of the renewals: few, and nobody else's."""
+    async with asyncpg.create_pool(
+        url,
+        min_size=0,
+        max_size=2,
+        timeout=LEASE_SECONDS,
+        command_timeout=LEASE_SECONDS,
+        server_settings={"application_name": "waybill leases", "statement_timeout": f"{LEASE_SECONDS:.0f}s"},
+    ) as pool:
+        yield pool
 
 
 class Leases:

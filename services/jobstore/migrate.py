@@ -72,6 +72,15 @@ async def migrate(
         await connection.execute("SELECT pg_advisory_unlock($1)", _ADVISORY_LOCK)
 
 
+async def migrate_database(url: str) -> None:
+    """Brings the database at a URL up to date."""
+    connection = await asyncpg.connect(url, timeout=10)
+    try:
+        await migrate(connection)
+    finally:
+        await connection.close()
+
+
 async def _applied(connection: asyncpg.Connection[asyncpg.Record]) -> dict[int, str]:
     await connection.execute(
         """

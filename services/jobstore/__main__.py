@@ -1,0 +1,67 @@
+"""Starts a jobstore: `python -m jobstore`."""
+
+from __future__ import annotations
+
+import random
+import sys
+
+from chassis import logs
+from chassis.clock import SystemClock, Uuid7Ids
+from chassis.server import Mount, run, serve
+from chassis.settings import load
+from jobstore.audit import Audit
+from jobstore.consistency import Consistency
+from jobstore.entities import Entities
+from jobstore.feed import Feed
+from jobstore.flows import Flows
+from jobstore.journal import Journal
+from jobstore.leases import Leases, lease_pool
+from jobstore.migrate import migrate_database
+from jobstore.postgres import DatabaseError, database
+from jobstore.queries import Queries
+from jobstore.reads import JobStoreService
+from jobstore.service import LARGEST_MESSAGE_MIB, JournalService
+from jobstore.settings import Settings
+from jobstore.snapshots import reading_pool
+from waybill.v1 import jobstore_pb2_grpc
+
+CANNOT_USE_DATABASE = 4
+"""The exit code of a process whose database is not to be used as it is."""
+
+
+async def main(settings: Settings) -> None:
+    """Serves until the process is asked to end."""
+    logs.configure("jobstore", level=settings.log_level)
+    clock, ids, rng = SystemClock(), Uuid7Ids(), random.Random()
+    async with database(settings.database_url, settings.data_dir, clock) as url:
+        await migrate_database(url)
+        async with (
+            reading_pool(url) as pool,
+            lease_pool(url) as leasing,
+            Journal(url, clock) as journal,
+            Feed(pool, clock, rng) as feed,
+        ):
+            entities = Entities(pool, journal)
+            reads = JobStoreService(Queries(pool), Audit(pool), feed, Consistency(pool), entities)
+            writes = JournalService(journal, Leases(leasing, journal, ids), Flows(pool, journal), entities, feed)
+            await serve(
+                settings.listen,
+                [
+                    Mount("waybill.v1.JobStore", reads, jobstore_pb2_grpc.add_JobStoreServicer_to_server),
+                    Mount(
+                        "waybill.v1.Journal",
+                        writes,
+                        jobstore_pb2_grpc.add_JournalServicer_to_server,
+                        max_message_mib=LARGEST_MESSAGE_MIB,
+                    ),
+                ],
+                before_stop=feed.close,
+            )
+
+
+if __name__ == "__main__":
+    try:
+        run(main(load(Settings)))
+    except DatabaseError as error:
+        print(error, file=sys.stderr, flush=True)
+        raise SystemExit(CANNOT_USE_DATABASE) from None
