@@ -59,13 +59,6 @@ def checked_entity_type(field: str, entity_type: jobs_pb2.EntityType.ValueType) 
     return ENTITY_TYPE_NAME[entity_type]
 
 
-def checked_revision(field: str, revision: int) -> int:
-    """Returns a revision, or 0."""
-    if revision < 0:
-        raise invalid_field(field, "must not be negative")
-    return revision
-
-
 def checked_interval(seconds: int) -> int:
     """Returns a number of seconds, or 0."""
     if seconds < 0:

@@ -44,6 +44,8 @@ def check_resume(head: Head, revision: int, store_epoch: str, *, field: str = "r
     Raises WaybillError OUT_OF_RANGE STORE_EPOCH_CHANGED or REVISION_COMPACTED: start over from 0. INVALID_ARGUMENT
     REVISION_UNKNOWN: no commit had that revision yet.
     """
+    if revision < 0:
+        raise invalid_field(field, "must not be negative")
     if store_epoch and store_epoch != head.store_epoch:
         raise epoch_changed(head)
     if revision > head.revision:

@@ -18,7 +18,6 @@ from jobstore.checks import (
     checked_interval,
     checked_name,
     checked_order,
-    checked_revision,
     checked_time,
     checked_view,
 )
@@ -75,7 +74,7 @@ class JobStoreService(jobstore_pb2_grpc.JobStoreServicer):
         return await self._queries.modified_jobs(
             checked_time("since_time", request.since_time)
             if by_time
-            else checked_revision("since_revision", request.since_revision),
+            else request.since_revision,
             request.store_epoch,
             Paging.size_of(request),
         )
@@ -85,7 +84,7 @@ class JobStoreService(jobstore_pb2_grpc.JobStoreServicer):
     ) -> AsyncIterator[jobstore_pb2.WatchJobsResponse]:
         messages = self._feed.watch_jobs(
             job_filter(request.filter),
-            resume_revision=checked_revision("resume_revision", request.resume_revision),
+            resume_revision=request.resume_revision,
             store_epoch=request.store_epoch,
             tree=checked_view(request.view, default=BASIC),
             bookmark_interval=checked_interval(request.bookmark_interval) or DEFAULT_BOOKMARK_SECONDS,
