@@ -30,6 +30,7 @@ from pathlib import Path
 import report
 import runs
 import sampling
+from chassis import logs
 from child import ChildFailed
 from limit import raw_limit
 from options import Options, parse
@@ -83,6 +84,7 @@ def main() -> int:
     if options.profile and sampling.sampler() is None:
         print(sampling.HOW_TO_GET_IT, file=sys.stderr)
         return 2
+    logs.configure("bench", level="WARNING")
     around = report.circumstances()
     files = FOLDER / f"{datetime.now(UTC):%Y%m%dT%H%M%SZ}"
     try:

@@ -23,7 +23,7 @@ class ChildFailed(Exception):  # noqa: N818 - reads as what happened
 
 
 class Child:
-    """The bench's side. Entered, it runs; left, it is gone."""
+    """The bench's side. Entered, it runs; left, it is gone. Until then its CPU can be read, also when it is done."""
 
     def __init__(self, program: str, arguments: dict[str, Any], *, pipes: Sequence[int] = ()) -> None:
         self._program = program
@@ -48,9 +48,13 @@ class Child:
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        if self._process.returncode is None:
-            self._process.terminate()
-        await asyncio.wait_for(self._process.wait(), _STOP_SECONDS)
+        assert self._process.stdin is not None
+        self._process.stdin.close()
+        try:
+            await asyncio.wait_for(self._process.wait(), _STOP_SECONDS)
+        except TimeoutError:
+            self._process.kill()
+            await self._process.wait()
 
     def go(self) -> None:
         """Lets it begin."""
@@ -85,9 +89,13 @@ async def until_go() -> None:
 
 
 def run(main: Callable[[dict[str, Any]], Coroutine[Any, Any, None]]) -> None:
-    """Runs a child's program with the arguments it was given, on the loop that a busy client would use."""
+    """Runs a child's program with the arguments it was given, on the loop that a busy client would use.
+
+    Stays until it is dismissed: the CPU of a process that has ended is nobody's.
+    """
     with asyncio.Runner(loop_factory=_loop_factory()) as runner:
         runner.run(main(json.loads(sys.argv[1])))
+    sys.stdin.read()
 
 
 def _loop_factory() -> Callable[[], asyncio.AbstractEventLoop] | None:
