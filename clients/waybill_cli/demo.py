@@ -13,8 +13,10 @@ from __future__ import annotations
 
 import asyncio
 import tempfile
+from collections import defaultdict
 from contextlib import AsyncExitStack, ExitStack
 from pathlib import Path
+from shlex import join
 from typing import Annotated, Any
 from uuid import uuid4
 
@@ -138,6 +140,7 @@ class Demo:
         _title("2  VM web: four disks on two hosts, a life, and its end")
         correlation_id = f"demo-web-{uuid4().hex[:8]}"
         disks = await self._live_and_die("vm-web", correlation_id)
+        await self._program_deletions(disks)
         removed = await self._run("RemoveVm", {"vm_id": "vm-web"}, correlation_id)
         self._expect_status(removed, "FINISHED")
         self._expect_steps(removed, dict.fromkeys(disks, "FINISHED"))
@@ -145,14 +148,15 @@ class Demo:
         for disk in disks:
             await self._expect_gone(f"disk {disk}", _DISK, disk)
             await self._expect_volume(disk, "GONE", {"createVolume": 1, "deleteImage": 1})
-        await self._show_events(correlation_id)
+        await self._expect_one_correlation_id(removed, correlation_id)
+        await self._show_events(removed)
 
     async def remove_a_vm_with_one_deletion_failing(self) -> None:
         """VM `mail`: one host will not delete one volume."""
         _title(f"3  VM mail: the same, but the deletion of {FAILING_DISK} fails on its host")
         correlation_id = f"demo-mail-{uuid4().hex[:8]}"
         disks = await self._live_and_die("vm-mail", correlation_id)
-        await self._program_failure(FAILING_DISK)
+        await self._program_deletions(disks, failing=FAILING_DISK)
         removed = await self._run("RemoveVm", {"vm_id": "vm-mail"}, correlation_id)
         self._expect_status(removed, "FAILED")
         self._expect_steps(removed, {disk: "FAILED" if disk == FAILING_DISK else "FINISHED" for disk in disks})
@@ -163,7 +167,8 @@ class Demo:
                 await self._expect_volume(disk, "GONE", {"createVolume": 1, "deleteImage": 1})
         await self._expect_volume(FAILING_DISK, "LEGAL", {"createVolume": 1})
         await self._expect_illegal(FAILING_DISK, removed)
-        await self._show_events(correlation_id)
+        await self._expect_one_correlation_id(removed, correlation_id)
+        await self._show_events(removed)
 
     async def audit(self) -> None:
         """What must be so after anything."""
@@ -198,15 +203,16 @@ class Demo:
         self, command_type: str, parameters: list[dict[str, Any]], correlation_id: str
     ) -> list[Job]:
         """Runs commands at once and shows them to their ends."""
-        out.print()
-        out.print(f"[bold]waybill run {command_type}[/bold]  [dim]correlation id {correlation_id}[/dim]")
+        out.print(f"\n[dim]correlation id {correlation_id}[/dim]")
+        for each in parameters:
+            assignments = [f"{name}={value}" for name, value in each.items()]
+            out.print(f"[bold]waybill run {escape(join([command_type, *assignments]))}[/bold]", soft_wrap=True)
         requests = [command_request(command_type, each, correlation_id=correlation_id) for each in parameters]
         answers = await self._client.run_multiple_commands(requests)
-        with shown_as(Format.TABLE) as show_change:
+        with shown_as(Format.TABLE, several=len(answers) > 1) as show_change:
             ended = await asyncio.gather(*(self._to_the_end(answer, show_change) for answer in answers))
         if not out.is_terminal:  # a terminal has been left with the trees
-            for job in ended:
-                show(JobPicture(job))
+            show(JobPicture(*ended))
         return ended
 
     async def _to_the_end(self, answer: Job | WaybillError, show_change: Show) -> Job:
@@ -214,30 +220,40 @@ class Demo:
             raise answer
         return await shown_to_the_end(self._client, answer, show_change)
 
-    async def _program_failure(self, disk_id: str) -> None:
-        """Tells the host of a disk to fail the next deletion of its volume."""
-        host_id = next(str(plain(each.declared)["host_id"]) for each in self._data_centre if each.entity_id == disk_id)
-        rule = {
-            "verb": "deleteImage",
-            "match": {"volume_id": disk_id},
-            "work_ms": self._work_ms // 2,
-            "outcome": "fail",
-            "error": "the volume is in use by a backup",
-            "count": 1,
-        }
-        await self._agents[host_id].program([rule])
-        out.print()
-        out.print(f"  told {host_id} to fail the next deleteImage of {disk_id}")
+    async def _program_deletions(self, disks: list[str], failing: str = "") -> None:
+        """Tells the hosts how their deletions go: each takes longer than the one before, one may fail half-way."""
+        rules: defaultdict[str, list[dict[str, Any]]] = defaultdict(list)
+        for number, disk_id in enumerate(disks):
+            rule: dict[str, Any] = {
+                "verb": "deleteImage",
+                "match": {"volume_id": disk_id},
+                "work_ms": self._work_ms * (1 + number / 2),
+            }
+            if disk_id == failing:
+                rule |= {"outcome": "fail", "error": "the volume is in use by a backup"}
+                out.print(f"\n  {self._host_of(disk_id)} is told to fail the deletion of {disk_id}")
+            rules[self._host_of(disk_id)].append(rule)
+        for host_id, of_host in rules.items():
+            await self._agents[host_id].program(of_host)
 
-    async def _show_events(self, correlation_id: str) -> None:
+    def _host_of(self, disk_id: str) -> str:
+        return next(str(plain(each.declared)["host_id"]) for each in self._data_centre if each.entity_id == disk_id)
+
+    async def _show_events(self, job: Job) -> None:
         out.print()
-        out.print(f"[bold]waybill events --correlation-id {correlation_id}[/bold]")
+        out.print(f"[bold]waybill events --job {job.job_id}[/bold]")
         shown = [column for column in EVENT_COLUMNS if column.heading in ("TIME", "SEVERITY", "EVENT", "MESSAGE")]
-        events = [event async for event in self._client.list_events(where(correlation_id=correlation_id))]
+        events = [event async for event in self._client.list_events(where(job_id=job.job_id))]
         show_rows(events, shown, Format.TABLE)
-        self.findings.expect(
-            f"{correlation_id}: every event bears it", {each.correlation_id for each in events}, {correlation_id}
-        )
+
+    async def _expect_one_correlation_id(self, job: Job, correlation_id: str) -> None:
+        """Every row of a job must bear its correlation id."""
+        rows: list[Any] = [job, *job.steps]
+        rows += [event async for event in self._client.list_events(where(job_id=job.job_id))]
+        rows += [command async for command in self._client.list_commands(job.flow_command_id)]
+        rows += [task async for task in self._client.list_host_tasks(job_id=job.job_id)]
+        what = f"{job.description}: job, steps, events, commands and tasks, {len(rows)} rows, bear {correlation_id}"
+        self.findings.expect(what, {row.correlation_id for row in rows}, {correlation_id})
 
     def _expect_status(self, job: Job, wanted: str) -> None:
         self.findings.expect(f"{job.description}: {wanted}", status_word(job.status), wanted)

@@ -13,7 +13,6 @@ from datetime import datetime
 from types import TracebackType
 from typing import TypeAlias
 
-from rich.console import Group
 from rich.live import Live
 
 from waybill.v1.jobs_pb2 import Job
@@ -48,13 +47,13 @@ async def shown_to_the_end(client: WaybillClient, job: Job, show: Show) -> Job:
     return job
 
 
-def shown_as(format: Format) -> AbstractContextManager[Show]:
-    """How changes are shown for this format and this output."""
+def shown_as(format: Format, *, several: bool = False) -> AbstractContextManager[Show]:
+    """How changes of one or several jobs are shown for this format and this output."""
     if format is Format.JSON:
         return nullcontext(lambda job: show_line(record(job)))
     if format is Format.YAML:
         return nullcontext(_show_document)
-    return LiveTree() if out.is_terminal else nullcontext(ChangeLines())
+    return LiveTree() if out.is_terminal else nullcontext(ChangeLines(named=several))
 
 
 def unseen() -> AbstractContextManager[Show]:
@@ -82,28 +81,27 @@ class LiveTree:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self._live.stop()
-        for job in self._jobs.values():
-            out.print(JobPicture(job))
+        out.print(JobPicture(*self._jobs.values()))
 
     def _show(self, job: Job) -> None:
         self._jobs[job.job_id] = job
         self._live.refresh()
 
-    def _picture(self) -> Group:
-        jobs = list(self._jobs.values())
-        height = max(5, (out.height - 3) // max(1, len(jobs)) - 1)
-        return Group(*(JobPicture(job, height=height) for job in jobs))
+    def _picture(self) -> JobPicture:
+        height = (out.height - 3) // max(1, len(self._jobs)) - 2  # without the job's own line and that of the count
+        return JobPicture(*self._jobs.values(), height=max(3, height))
 
 
 class ChangeLines:
     """A line for each change, with the time at which it came."""
 
-    def __init__(self) -> None:
+    def __init__(self, *, named: bool = False) -> None:
+        self._named = named
         self._before: dict[str, Job] = {}
 
     def __call__(self, job: Job) -> None:
         now = datetime.now().astimezone().strftime("%H:%M:%S")
-        for line in change_lines(self._before.get(job.job_id), job):
+        for line in change_lines(self._before.get(job.job_id), job, named=self._named):
             out.print(f"{now}  {line}", markup=False, soft_wrap=True)
         self._before[job.job_id] = job
 

@@ -42,6 +42,8 @@ class Column(NamedTuple, Generic[Row]):
     cell: Callable[[Row], str | Text]
 
 
+_PIPE_WIDTH = 1000
+
 out = Console(highlight=False, soft_wrap=False)
 err = Console(stderr=True, highlight=False)
 
@@ -101,7 +103,7 @@ def show(picture: RenderableType) -> None:
     if out.is_terminal:
         out.print(picture)
     else:
-        out.print(picture, width=1000, no_wrap=True, crop=False)
+        Console(file=out.file, width=_PIPE_WIDTH, highlight=False).print(picture)
 
 
 def tell(message: str) -> None:

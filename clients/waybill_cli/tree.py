@@ -46,13 +46,10 @@ class Line(NamedTuple):
 
 
 class JobPicture:
-    """The job as it is; with a height, steps that say little are counted instead of drawn."""
+    """Jobs as they are; with a height for each, steps that say little are counted instead of drawn."""
 
-    def __init__(self, job: Job, *, height: int | None = None) -> None:
-        lines = list(tree_lines(job))
-        shown = lines if height is None or len(lines) <= height else _telling(lines, height)
-        self._rows = [_job_row(job), *(_step_row(line) for line in shown)]
-        self._hidden = _count_of_hidden(lines, shown) if len(shown) < len(lines) else ""
+    def __init__(self, *jobs: Job, height: int | None = None) -> None:
+        self._rows = [row for job in jobs for row in _rows(job, height)]
 
     def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
         room = max(_LEAST_TITLE, options.max_width - _STATE_WIDTH)
@@ -60,13 +57,11 @@ class JobPicture:
         for row in self._rows:
             title = row.title.copy()
             title.truncate(width, overflow="ellipsis", pad=True)
-            yield _unwrapped(Text.assemble(title, "  ", row.state))
+            yield _unwrapped(Text.assemble(title, "  ", row.state) if row.state else row.title)
             if row.error:
                 before = Text(row.beneath + "  ", style="dim")
                 for line in Text(row.error, style="red").wrap(console, options.max_width - before.cell_len):
                     yield _unwrapped(before + line)
-        if self._hidden:
-            yield Text(self._hidden, style="dim")
 
 
 class Row(NamedTuple):
@@ -102,18 +97,18 @@ def reason_line(error: Status) -> str:
     return f"{problem.reason}: {printable(problem.message)}" if problem.message else problem.reason
 
 
-def change_lines(before: Job | None, job: Job) -> Iterator[str]:
-    """What has changed, one line each, for a pipe."""
+def change_lines(before: Job | None, job: Job, *, named: bool = False) -> Iterator[str]:
+    """What has changed, one line each, for a pipe; `named` if there are lines of other jobs among them."""
+    name = job.description or job.command_type
     if before is None or before.status != job.status:
-        yield _change_line(job, job.description or job.command_type)
+        yield _change_line(job, name)
     known = {step.step_id: step for step in before.steps} if before else {}
     titles = {step.step_id: step_title(step).plain for step in job.steps}
     for step in job.steps:
         earlier = known.get(step.step_id)
         if earlier is None or (earlier.status, earlier.progress) != (step.status, step.progress):
-            above = titles.get(step.parent_step_id)
-            title = f"{above} > {titles[step.step_id]}" if above else titles[step.step_id]
-            yield _change_line(step, title)
+            path = [name if named else None, titles.get(step.parent_step_id), titles[step.step_id]]
+            yield _change_line(step, " > ".join(each for each in path if each))
 
 
 def _change_line(of: Job | Step, title: str) -> str:
@@ -130,9 +125,19 @@ def _siblings(steps: list[Step], before: str) -> list[Line]:
     return lines[::-1]
 
 
+def _rows(job: Job, height: int | None) -> Iterator[Row]:
+    lines = list(tree_lines(job))
+    shown = lines if height is None or len(lines) <= height else _telling(lines, height)
+    yield _job_row(job)
+    for line in shown:
+        yield _step_row(line)
+    if len(shown) < len(lines):
+        yield Row(Text(_count_of_hidden(lines, shown), style="dim"), Text(), "", "")
+
+
 def _job_row(job: Job) -> Row:
-    title = Text.assemble((job.command_type, "bold"), "  ", printable(job.description))
-    return Row(title, _state(job), "", _reason_if_any(job))
+    words = "" if job.description == job.command_type else printable(job.description)
+    return Row(Text.assemble((job.command_type, "bold"), "  ", words), _state(job), "", _reason_if_any(job))
 
 
 def _step_row(line: Line) -> Row:
