@@ -260,9 +260,12 @@ class Actor:
         world, executing = self._world(guard_reads=True), False
         try:
             command = self._command(row)
-            await command.validate(world)
-            executing = True
-            plan = await command.execute(world)
+            try:
+                await command.validate(world)
+                executing = True
+                plan = await command.execute(world)
+            finally:
+                self._name_job(row, command)
         except WaybillError as error:
             if error.code is grpc.StatusCode.UNAVAILABLE:
                 raise
@@ -271,17 +274,15 @@ class Actor:
             log.exception("a command raised", command_type=row.command_type)
             return ev.Planned(row.command_id, failure=_raised(row, error), executing=executing)
         world.notes.locks = command.locks()
-        if row is self.tree.root:
-            self._name_job(command)
         return ev.Planned(row.command_id, plan, world.notes)
 
     async def rehearse(self, command_id: str) -> ev.Planned:
         """Plans a command without telling the tree: for `validate_only`."""
         return await self._plan_once(self.tree.command(command_id))
 
-    def _name_job(self, command: Command) -> None:
+    def _name_job(self, row: CommandRow, command: Command) -> None:
         """Description and subject names are what they are when the job is made; they outlive the entities."""
-        if self.tree.sequence == 0:
+        if row is self.tree.root and self.tree.sequence == 0:
             names = {ref: self._reading.name_of(ref) for ref in command.subjects()}
             self.tree.name(command.type_.describe(command, self._reading.name_of), names)
 

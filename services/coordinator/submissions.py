@@ -14,7 +14,7 @@ from chassis import context
 from chassis.errors import WaybillError, invalid_argument, invalid_field, not_available_yet, reject_control
 from coordinator import wire
 from coordinator.commands.base import Command, CommandType, Registry
-from coordinator.rows import Job
+from coordinator.rows import Job, Subject
 from waybill.v1 import coordinator_pb2
 
 MAX_PARAMETERS_BYTES: Final = 256 << 10
@@ -36,7 +36,11 @@ def read(
     kind = registry.find(request.command_type)
     parameters = _parameters(request.parameters)
     command = kind.read(kind.version, parameters)
-    return _job(request, kind, call, job_id, {**parameters, **command.parameters()}), command
+    job = _job(request, kind, call, job_id, {**parameters, **command.parameters()})
+    # In ids only: names are read while planning, which a slow store may outlast.
+    job.description = kind.describe(command, lambda ref: "")
+    job.subjects = tuple(Subject(ref.entity_type, ref.entity_id) for ref in command.subjects())
+    return job, command
 
 
 def _check_names(request: coordinator_pb2.RunCommandRequest) -> None:
