@@ -39,7 +39,8 @@ _DERIVED: Final = """
         FROM walked JOIN step ON step.job_id = walked.job_id AND step.parent_step_id = walked.step_id
     ),
     listed AS (
-        SELECT step.step_id, step.job_id, step.correlation_id, step.description, step.status, step.start_time,
+        SELECT step.step_id, step.job_id, step.correlation_id, coalesce(nullif(step.description, ''), step.step_type)
+                   AS description, step.status, step.start_time,
                step.end_time, step.error, step.subjects -> 0 AS subject, walked.way
         FROM walked JOIN step ON step.step_id = walked.step_id
     ),
