@@ -17,9 +17,10 @@ CHANNEL: Final = "waybill_revision"
 # --- the turn --------------------------------------------------------------------------------------------------------
 
 # The row lock is the writers' mutex, so nothing is read before it is held. If it had to wait, Postgres evaluates the
-# time anew. The notification is a doorbell: sent with the commit, dropped with a rollback.
+# time anew. No two commits have the same time, whatever the machine's clock does: "since that commit" can be told by
+# times as well as by revisions. The notification is a doorbell: sent with the commit, dropped with a rollback.
 TAKE_TURN: Final = f"""
-    UPDATE head SET revision = revision + 1, time = greatest(clock_timestamp(), time)
+    UPDATE head SET revision = revision + 1, time = greatest(clock_timestamp(), time + interval '1 microsecond')
     WHERE one
     RETURNING revision, time, pg_notify('{CHANNEL}', revision::text)
 """
