@@ -199,12 +199,14 @@ class Stack:
 
     def _hold_folder(self) -> None:
         """Keeps a second supervisor off the data folder, until this one stops or dies."""
-        self.data_dir.mkdir(parents=True, exist_ok=True)
-        lock = self._held.enter_context((self.data_dir / "lock").open("w"))
         try:
+            self.data_dir.mkdir(parents=True, exist_ok=True)
+            lock = self._held.enter_context((self.data_dir / "lock").open("w"))
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             raise StartFailed(f"another supervisor uses {self.data_dir}") from None
+        except OSError as error:
+            raise StartFailed(f"cannot keep data in {self.data_dir}: {error.strerror}") from None
 
     def _open_pipe(self) -> None:
         self._pipe, write_end = os.pipe()

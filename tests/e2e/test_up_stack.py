@@ -3,14 +3,11 @@
 from __future__ import annotations
 
 import asyncio
-import json
-import signal
-import subprocess
-import sys
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator
 from pathlib import Path
 
 import pytest
+import pytest_asyncio
 
 from waybill.v1.jobs_pb2 import EntityType
 from waybill_cli.process import StartFailed
@@ -18,10 +15,12 @@ from waybill_cli.stack import Ports, Stack
 from waybill_client import is_finished
 from waybill_client.words import plain
 
+pytestmark = pytest.mark.asyncio(loop_scope="module")
 
-@pytest.fixture
-async def stack(tmp_path: Path) -> AsyncIterator[Stack]:
-    async with Stack(tmp_path, hosts=2) as stack:
+
+@pytest_asyncio.fixture(scope="module", loop_scope="module")
+async def stack(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Stack]:
+    async with Stack(tmp_path_factory.mktemp("stack"), hosts=2) as stack:
         yield stack
 
 
@@ -89,25 +88,3 @@ async def test_a_setting_that_is_no_good_is_told_with_the_services_own_words(tmp
     with pytest.raises(StartFailed, match=r"(?s)host-1 ended with 2 before it listened.*HOSTAGENT_SIM_WORK_MS"):
         async with Stack(tmp_path, environment={"HOSTAGENT_SIM_WORK_MS": "long"}):
             pass
-
-
-@pytest.fixture
-def waybill_up(tmp_path: Path) -> Iterator[subprocess.Popen[str]]:
-    command = [sys.executable, "-m", "waybill_cli", "up", "--json", "--ports", "auto", "--data", str(tmp_path)]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True) as up:
-        yield up
-        up.kill()
-
-
-def test_waybill_up_tells_in_json_where_everything_is_and_ends_with_ctrl_c(
-    waybill_up: subprocess.Popen[str], tmp_path: Path
-) -> None:
-    assert waybill_up.stdout is not None
-    told = json.loads(waybill_up.stdout.readline())
-    assert [host["host_id"] for host in told["hosts"]] == ["host-1", "host-2"]
-    assert told["data"] == str(tmp_path)
-    assert told["database_url"].startswith("postgres")
-    pids = [each["pid"] for kind in ("coordinators", "jobstores", "hosts") for each in told[kind]]
-    waybill_up.send_signal(signal.SIGINT)
-    assert waybill_up.wait(30) == 0
-    assert not [pid for pid in pids if Path(f"/proc/{pid}").exists()]

@@ -1,0 +1,189 @@
+"""The program against the real services, command by command."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from typer.testing import CliRunner, Result
+
+from waybill_cli.__main__ import app
+
+
+@pytest.fixture(scope="module")
+def addresses(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[str, str]]:
+    data = str(tmp_path_factory.mktemp("up"))
+    command = [sys.executable, "-m", "waybill_cli", "up", "--json", "--ports", "auto", "--data", data]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True) as up:
+        assert up.stdout is not None
+        told = json.loads(up.stdout.readline())
+        yield told["coordinators"][0]["address"], told["jobstores"][0]["address"]
+        up.terminate()
+        assert up.wait(30) == 0
+
+
+@pytest.fixture(autouse=True)
+def _at(addresses: tuple[str, str], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("WAYBILL_COORDINATOR", addresses[0])
+    monkeypatch.setenv("WAYBILL_JOBSTORE", addresses[1])
+
+
+def waybill(*words: str) -> Result:
+    return CliRunner().invoke(app, list(words))
+
+
+def told(*words: str) -> Any:
+    """What a command tells programs."""
+    ended = waybill(*words, "-o", "json")
+    assert ended.exit_code == 0, ended.output
+    return json.loads(ended.stdout)
+
+
+def declare(folder: Path, *entities: dict[str, Any]) -> None:
+    file = folder / "entities.yaml"
+    file.write_text(yaml.safe_dump(list(entities)))
+    assert waybill("entities", "load", str(file)).exit_code == 0
+
+
+def test_a_command_runs_to_its_end_and_is_found_again() -> None:
+    job = told(
+        "run", "AddDisk", "disk_id=c-1", "size_mb=4", "host_id=host-1", "--correlation-id", "first-try", "--wait"
+    )
+    assert (job["status"], job["progress"]) == ("FINISHED", 100)
+    assert [each["job_id"] for each in told("jobs", "list", "--correlation-id", "first-try")] == [job["job_id"]]
+    assert told("jobs", "get", job["job_id"])["steps"][0]["step_type"] == "VALIDATION"
+    assert told("jobs", "get", job["job_id"][-12:])["job_id"] == job["job_id"]
+    (task,) = told("jobs", "tasks", job["job_id"])
+    assert (task["verb"], task["host_id"], task["result"]) == ("createVolume", "host-1", "SUCCESS")
+    events = told("events", "--job", job["job_id"])
+    assert {event["correlation_id"] for event in events} == {"first-try"}
+    assert [event["event_type"] for event in (events[0], events[-1])] == ["JOB_STARTED", "JOB_ENDED"]
+
+
+def test_a_watch_in_a_pipe_tells_the_story() -> None:
+    ended = waybill("run", "AddDisk", "disk_id=c-2", "size_mb=4", "host_id=host-2", "--watch")
+    assert ended.exit_code == 0
+    assert "CREATE_VOLUME" in ended.stdout
+    assert ended.stdout.count("FINISHED  100%  Adding disk c-2") == 1
+
+
+def test_a_watch_of_an_ended_job_ends_at_once() -> None:
+    job = told("run", "AddDisk", "disk_id=c-3", "size_mb=4", "host_id=host-1", "--wait")
+    ended = waybill("jobs", "watch", job["job_id"])
+    assert ended.exit_code == 0
+    assert "FINISHED" in ended.stdout
+
+
+def test_the_same_request_makes_one_job() -> None:
+    words = ("run", "AddDisk", "disk_id=c-4", "size_mb=4", "host_id=host-1", "--request-id", "only-once", "--wait")
+    assert told(*words)["job_id"] == told(*words)["job_id"]
+
+
+def test_a_request_id_with_another_body_is_refused() -> None:
+    waybill("run", "AddDisk", "disk_id=c-5", "size_mb=4", "host_id=host-1", "--request-id", "taken")
+    ended = waybill("run", "AddDisk", "disk_id=c-6", "size_mb=4", "host_id=host-1", "--request-id", "taken")
+    assert ended.exit_code == 4
+    assert "REQUEST_ID_REUSED" in ended.stderr
+
+
+def test_a_validation_shows_what_would_be_done_and_stores_nothing() -> None:
+    planned = told("run", "AddDisk", "disk_id=c-7", "size_mb=4", "host_id=host-1", "--validate-only")
+    assert [step["step_type"] for step in planned["steps"]] == [
+        "VALIDATION",
+        "EXECUTION",
+        "CREATE_VOLUME",
+        "FINALIZATION",
+    ]
+    assert "DISK/c-7" not in waybill("entities", "list", "DISK").stdout
+
+
+def test_what_validation_refuses_is_a_failed_job() -> None:
+    ended = waybill("run", "RemoveVm", "vm_id=nobody", "--wait")
+    assert ended.exit_code == 1
+    assert "ENTITY_NOT_FOUND" in ended.stdout
+
+
+def test_an_unknown_command_is_refused_with_a_remedy() -> None:
+    ended = waybill("run", "RemoveEverything", "--params", "{}")
+    assert ended.exit_code == 4
+    assert "waybill commands list" in ended.stderr
+
+
+def test_a_correlation_id_that_is_too_long_is_malformed() -> None:
+    ended = waybill("run", "AddDisk", "disk_id=c-8", "--correlation-id", "x" * 51)
+    assert ended.exit_code == 2
+    assert "CORRELATION_ID_INVALID" in ended.stderr
+
+
+def test_a_parameter_that_is_missing_is_named() -> None:
+    ended = waybill("run", "AddDisk", "disk_id=c-9", "host_id=host-1")
+    assert ended.exit_code == 2
+    assert "size_mb" in ended.stderr
+
+
+def test_a_vm_lives_and_dies(tmp_path: Path) -> None:
+    declare(tmp_path, {"entity_type": "VM", "entity_id": "vm-c", "name": "cli", "declared": {"memory_mb": 64}})
+    assert (
+        waybill("run", "AddDisk", "disk_id=c-10", "size_mb=4", "host_id=host-1", "vm_id=vm-c", "--wait").exit_code == 0
+    )
+    assert waybill("run", "RunVm", "vm_id=vm-c", "--wait").exit_code == 0
+    assert waybill("run", "RemoveVm", "vm_id=vm-c").exit_code == 1
+    assert waybill("run", "StopVm", "vm_id=vm-c", "--wait").exit_code == 0
+    assert waybill("run", "RemoveVm", "vm_id=vm-c", "--wait").exit_code == 0
+    assert "vm-c" not in waybill("entities", "list", "VM").stdout
+    assert "VM/vm-c" not in waybill("locks").stdout
+
+
+def test_jobs_are_filtered() -> None:
+    waybill("run", "AddDisk", "disk_id=c-11", "size_mb=4", "host_id=host-1", "--wait")
+    disks = told("jobs", "list", "--type", "AddDisk", "--status", "finished", "--entity", "DISK/c-11")
+    assert [job["subjects"][0]["entity_id"] for job in disks] == ["c-11"]
+
+
+def test_a_filter_that_is_no_good_is_malformed_with_an_example() -> None:
+    ended = waybill("jobs", "list", "--filter", "colour = red")
+    assert ended.exit_code == 2
+    assert "FILTER_INVALID" in ended.stderr
+    assert "status = FAILED" in ended.stderr
+
+
+def test_an_ended_job_cannot_be_cancelled() -> None:
+    job = told("run", "AddDisk", "disk_id=c-12", "size_mb=4", "host_id=host-1", "--wait")
+    ended = waybill("jobs", "cancel", job["job_id"])
+    assert ended.exit_code == 4
+    assert "JOB_ENDED" in ended.stderr
+
+
+def test_command_types_are_listed_and_described() -> None:
+    listed = waybill("commands", "list").stdout
+    assert all(name in listed for name in ("AddDisk", "RunVm", "StopVm", "RemoveVm"))
+    assert "size_mb" in waybill("commands", "describe", "AddDisk").stdout
+
+
+def test_hosts_tell_how_they_are_and_what_they_have() -> None:
+    waybill("run", "AddDisk", "disk_id=c-13", "size_mb=4", "host_id=host-2", "--wait")
+    assert [(host["entity_id"], host["agent"]["driver"]) for host in told("hosts")] == [
+        ("host-1", "sim"),
+        ("host-2", "sim"),
+    ]
+    things = {thing["object_id"]: thing for thing in told("hosts", "--objects")}
+    assert (things["c-13"]["host_id"], things["c-13"]["state"]) == ("host-2", "LEGAL")
+
+
+def test_what_entities_list_can_be_loaded_again(tmp_path: Path) -> None:
+    declare(tmp_path, {"entity_type": "CLUSTER", "entity_id": "cl-1", "name": "one", "declared": {"hosts": ["host-1"]}})
+    file = tmp_path / "listed.yaml"
+    file.write_text(waybill("entities", "list", "CLUSTER", "-o", "yaml").stdout)
+    assert waybill("entities", "load", str(file)).exit_code == 0
+    (entity,) = told("entities", "list", "CLUSTER")
+    assert (entity["version"], entity["declared"]) == (2, {"hosts": ["host-1"]})
+
+
+def test_the_store_is_consistent() -> None:
+    assert waybill("check").exit_code == 0
