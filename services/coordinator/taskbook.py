@@ -30,6 +30,7 @@ _STATES: Final = {number: name.removeprefix("TASK_STATE_") for name, number in j
 _RESULTS: Final = {number: name.removeprefix("TASK_RESULT_") for name, number in jobs_pb2.TaskResult.items()}
 _RESULTS[jobs_pb2.TASK_RESULT_UNSPECIFIED] = ""
 
+_AT_WORK: Final = (jobs_pb2.TASK_STATE_INIT, jobs_pb2.TASK_STATE_RUNNING)
 _DENIALS_TO_BELIEVE: Final = 2
 
 
@@ -160,9 +161,10 @@ class TaskBook:
             self._accept(entry)
         self._unheard.discard(status.task_id)
         entry.denials = 0
-        news = (status.state, status.progress) != (entry.state, entry.progress)
+        is_ending = status.state not in _AT_WORK and status.state != entry.state
+        has_moved = status.progress != entry.progress
         entry.state, entry.progress = status.state, status.progress
-        if not news or status.state == jobs_pb2.TASK_STATE_INIT:
+        if not is_ending and not has_moved:
             return None
         return TaskReport(
             self.host_id,

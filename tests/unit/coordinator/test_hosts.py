@@ -65,12 +65,16 @@ def test_a_task_that_nobody_here_waits_for_is_ignored() -> None:
     assert a_book("t1").heard(a_status("another's", FINISHED)) is None
 
 
-def test_progress_is_reported_when_it_changes_and_waiting_for_a_worker_is_not() -> None:
+def test_progress_is_reported_when_it_changes_and_that_a_task_began_is_not() -> None:
     book = a_book("t1")
 
-    reports = [book.heard(a_status("t1", *said)) for said in [(INIT, 0), (RUNNING, 5), (RUNNING, 5), (RUNNING, 9)]]
+    reports = [
+        book.heard(a_status("t1", *said))
+        for said in [(INIT, 0), (RUNNING, 0), (RUNNING, 5), (RUNNING, 5), (RUNNING, 9)]
+    ]
 
     assert [report and (report.state, report.progress) for report in reports] == [
+        None,
         None,
         ("RUNNING", 5),
         None,
