@@ -66,7 +66,7 @@ def _details(each: CommandType) -> Group:
     table = Table(box=None, pad_edge=False, header_style="bold")
     for heading in ("PARAMETER", "TAKES", "DEFAULT", "MEANING"):
         table.add_column(heading, overflow="fold")
-    for name, each_property in properties.items():
+    for name, each_property in sorted(properties.items(), key=lambda item: item[0] not in required):
         default = "(required)" if name in required else _default(each_property)
         table.add_row(name, type_words(each_property, schema), default, each_property.get("description", ""))
     example = " ".join(f"{name}=…" for name in required)

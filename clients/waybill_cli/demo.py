@@ -28,7 +28,7 @@ from waybill.v1.jobs_pb2 import Entity, EntityType, Job, Step
 from waybill_cli.datafile import read_entities
 from waybill_cli.exits import Exit
 from waybill_cli.follow import Show, shown_as, shown_to_the_end
-from waybill_cli.operations import EVENT_COLUMNS
+from waybill_cli.operations import EVENTS_OF_A_JOB
 from waybill_cli.output import Format, out, show, show_rows
 from waybill_cli.process import StartFailed
 from waybill_cli.session import complain, perform
@@ -242,9 +242,8 @@ class Demo:
     async def _show_events(self, job: Job) -> None:
         out.print()
         out.print(f"[bold]waybill events --job {job.job_id}[/bold]")
-        shown = [column for column in EVENT_COLUMNS if column.heading in ("TIME", "SEVERITY", "EVENT", "MESSAGE")]
         events = [event async for event in self._client.list_events(where(job_id=job.job_id))]
-        show_rows(events, shown, Format.TABLE)
+        show_rows(events, EVENTS_OF_A_JOB, Format.TABLE)
 
     async def _expect_one_correlation_id(self, job: Job, correlation_id: str) -> None:
         """Every row of a job must bear its correlation id."""

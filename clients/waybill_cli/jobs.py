@@ -47,7 +47,7 @@ app = typer.Typer(help="What runs and what ran.", no_args_is_help=True)
 _SEARCHED = 1000  # newest jobs among which a part of an id is looked up
 
 JOB_COLUMNS: list[Column[Job]] = [
-    Column("JOB", lambda job: job.job_id),
+    Column("JOB", lambda job: job.job_id, whole=True),
     Column("STATUS", lambda job: status_text(job.status)),
     Column("DONE", lambda job: f"{job.progress}%"),
     Column("CREATED", lambda job: clock_word(job.create_time)),
@@ -58,7 +58,7 @@ JOB_COLUMNS: list[Column[Job]] = [
 ]
 
 TASK_COLUMNS: list[Column[HostTask]] = [
-    Column("TASK", lambda task: task.task_id),
+    Column("TASK", lambda task: task.task_id, whole=True),
     Column("STATE", lambda task: task_word(task)),
     Column("VERB", lambda task: task.verb or "(wait)"),
     Column("HOST", lambda task: task.host_id),
@@ -202,7 +202,7 @@ def _facts(job: Job) -> list[tuple[str, str]]:
         ("job", job.job_id),
         ("correlation id", job.correlation_id),
         ("owner", job.owner),
-        ("parameters", ", ".join(f"{name}={value}" for name, value in parameters.items())),
+        ("parameters", ", ".join(f"{name}={value}" for name, value in parameters.items() if value not in (None, ""))),
         ("subjects", ", ".join(subject_word(subject) for subject in job.subjects)),
         ("created", clock_word(job.create_time)),
         ("ended", clock_word(job.end_time)),

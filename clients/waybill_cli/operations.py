@@ -12,7 +12,7 @@ from waybill.v1.hostagent_pb2 import GetHostResponse, HostObject
 from waybill.v1.jobs_pb2 import Entity, EntityType, Event, Lock, Severity
 from waybill.v1.jobstore_pb2 import Violation
 from waybill_cli.exits import Exit
-from waybill_cli.jobs import first
+from waybill_cli.jobs import first, whole_job_id
 from waybill_cli.options import CorrelationIdOption, EntityOption, FilterOption, FormatOption, LimitOption
 from waybill_cli.output import Column, Format, clock_word, show_rows, subject_word, tell
 from waybill_cli.records import record
@@ -45,14 +45,18 @@ class Held(NamedTuple):
     thing: HostObject
 
 
-EVENT_COLUMNS: list[Column[Event]] = [
+EVENTS_OF_A_JOB: list[Column[Event]] = [
     Column("TIME", lambda event: clock_word(event.time)),
     Column("SEVERITY", lambda event: severity_text(event.severity)),
     Column("EVENT", lambda event: event.event_type),
     Column("ENTITY", lambda event: subject_word(event.entity)),
     Column("MESSAGE", lambda event: event.message),
     Column("USER", lambda event: event.user),
-    Column("JOB", lambda event: event.job_id),
+]
+
+EVENT_COLUMNS = [
+    *EVENTS_OF_A_JOB,
+    Column("JOB", lambda event: event.job_id, whole=True),
     Column("CORRELATION ID", lambda event: event.correlation_id),
 ]
 
@@ -60,7 +64,7 @@ LOCK_COLUMNS: list[Column[Lock]] = [
     Column("ENTITY", lambda lock: f"{entity_word(lock.entity_type)}/{lock.entity_id}"),
     Column("KIND", lambda lock: "exclusive" if lock.exclusive else "shared"),
     Column("SINCE", lambda lock: clock_word(lock.create_time)),
-    Column("JOB", lambda lock: lock.job_id),
+    Column("JOB", lambda lock: lock.job_id, whole=True),
     Column("REASON", lambda lock: lock.reason),
 ]
 
@@ -89,7 +93,7 @@ OBJECT_COLUMNS: list[Column[Held]] = [
 
 VIOLATION_COLUMNS: list[Column[Violation]] = [
     Column("RULE", lambda violation: Text(violation.rule, style="red")),
-    Column("JOB", lambda violation: violation.job_id),
+    Column("JOB", lambda violation: violation.job_id, whole=True),
     Column("MESSAGE", lambda violation: violation.message),
 ]
 
@@ -125,14 +129,18 @@ def events(
     output: FormatOption = Format.TABLE,
 ) -> None:
     """Shows the audit log, oldest first."""
-    terms = where(
-        job_id=job_id, correlation_id=correlation_id, entity=entity, severity=severity.upper() if severity else None
-    )
-    wanted = " AND ".join(each for each in (terms, filter) if each)
 
     async def work() -> None:
         async with session_of(context).client() as client:
-            show_rows(await first(limit, client.list_events(wanted)), EVENT_COLUMNS, output)
+            terms = where(
+                job_id=await whole_job_id(client, job_id) if job_id else None,
+                correlation_id=correlation_id,
+                entity=entity,
+                severity=severity.upper() if severity else None,
+            )
+            wanted = " AND ".join(each for each in (terms, filter) if each)
+            columns = EVENTS_OF_A_JOB if job_id else EVENT_COLUMNS
+            show_rows(await first(limit, client.list_events(wanted)), columns, output)
 
     perform(work())
 

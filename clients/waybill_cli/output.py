@@ -7,6 +7,7 @@ stdout; everything said *about* them (errors, hints, progress of `up`) goes to s
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Callable, Iterable, Sequence
 from datetime import UTC, datetime
 from enum import StrEnum
@@ -36,10 +37,11 @@ class Format(StrEnum):
 
 
 class Column(NamedTuple, Generic[Row]):
-    """A heading, and what goes under it."""
+    """A heading, and what goes under it; `whole` if it must stay in one piece to be copied."""
 
     heading: str
     cell: Callable[[Row], str | Text]
+    whole: bool = False
 
 
 _PIPE_WIDTH = 1000
@@ -69,11 +71,10 @@ def show_rows(
         show_data([as_data(row) for row in rows], format)
         return
     cells = [[_text(column.cell(row)) for column in columns] for row in rows]
-    headings = [column.heading for column in columns]
     if out.is_terminal:
-        out.print(_window_table(headings, cells))
+        out.print(_window_table(columns, cells))
     else:
-        _print_lines(headings, cells)
+        _print_lines([column.heading for column in columns], cells)
 
 
 def show_one(message: Message, format: Format, table: RenderableType) -> None:
@@ -89,7 +90,7 @@ def show_data(data: Any, format: Format) -> None:
     if format is Format.JSON:
         text = json.dumps(data, indent=2, ensure_ascii=False)
     else:
-        text = yaml.safe_dump(data, sort_keys=False, allow_unicode=True).rstrip()
+        text = yaml.safe_dump(data, sort_keys=False, allow_unicode=True, width=math.inf).rstrip()
     out.print(text, markup=False, soft_wrap=True)
 
 
@@ -161,10 +162,10 @@ def _text(cell: str | Text) -> Text:
     return cell if isinstance(cell, Text) else Text(printable(cell))
 
 
-def _window_table(headings: Iterable[str], rows: Iterable[Iterable[Text]]) -> Table:
+def _window_table(columns: Iterable[Column[Any]], rows: Iterable[Iterable[Text]]) -> Table:
     table = Table(box=None, pad_edge=False, header_style="bold")
-    for heading in headings:
-        table.add_column(heading, overflow="fold")
+    for column in columns:
+        table.add_column(column.heading, overflow="fold", no_wrap=column.whole)
     for row in rows:
         table.add_row(*row)
     return table

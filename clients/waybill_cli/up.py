@@ -98,7 +98,7 @@ def _announce(stack: Stack, *, as_json: bool) -> None:
     tell(f"serving; logs in {stack.data_dir / 'logs'}; Ctrl-C stops everything\n")
     session = Session(*_unless_default(stack))
     tell("  try: " + session.command_line("commands", "list"))
-    tell("       " + session.command_line("run", "AddDisk", "name=first", "size_mb=64", "host_id=host-1", "--watch"))
+    tell("       " + session.command_line("run", "AddDisk", "disk_id=first", "size_mb=64", "host_id=host-1", "--watch"))
 
 
 def _unless_default(stack: Stack) -> tuple[str | None, str | None]:
