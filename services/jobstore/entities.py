@@ -8,7 +8,7 @@ from typing import Final
 
 from google.protobuf import json_format
 
-from chassis.errors import invalid_field
+from chassis.errors import invalid_field, reject_control_in
 from jobstore.declarations import Declarations
 from jobstore.guards import Guards, locked
 from jobstore.journal import Journal
@@ -85,3 +85,4 @@ def _check(entities: Sequence[jobs_pb2.Entity]) -> None:
         if key in seen:
             raise invalid_field(where, f"{entity_type} {entity_id} is there twice")
         seen.add(key)
+        reject_control_in(entity, where)

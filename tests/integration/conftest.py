@@ -5,21 +5,42 @@ Fixtures:
 * `postgres_url`   session: an own cluster, started once; the URL of its administrative database.
 * `database_url`   a fresh database, copied from a migrated template (about 40 ms), dropped afterwards.
 * `connection`     an asyncpg connection to that database, for looking behind the scenes.
+* `jobstore`       a jobstore's gRPC server on that database, in this process, on a port of its own: `.address`, and
+                   its stubs `.journal` (waybill.v1.Journal) and `.reads` (waybill.v1.JobStore).
+* `another_jobstore`  a function that starts further ones on the same database.
+* `data_dir`       a folder for an embedded server of the test's own.
 """
 
 from __future__ import annotations
 
 import asyncio
 import itertools
-from collections.abc import AsyncIterator, Iterator
+import random
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from contextlib import AsyncExitStack, asynccontextmanager
+from dataclasses import dataclass
 from pathlib import Path
 
 import asyncpg
 import pytest
 
-from chassis.clock import SystemClock
+from chassis.channels import open_channel
+from chassis.clock import SystemClock, Uuid7Ids
+from chassis.server import Mount, Server
+from jobstore.audit import Audit
+from jobstore.consistency import Consistency
+from jobstore.entities import Entities
+from jobstore.feed import Feed
+from jobstore.flows import Flows
+from jobstore.journal import Journal
+from jobstore.leases import Leases, lease_pool
 from jobstore.migrate import migrate
 from jobstore.postgres import EmbeddedPostgres
+from jobstore.queries import Queries
+from jobstore.reads import JobStoreService
+from jobstore.service import LARGEST_MESSAGE_MIB, JournalService
+from jobstore.snapshots import reading_pool
+from waybill.v1 import jobstore_pb2_grpc
 
 TEMPLATE = "waybill_template"
 
@@ -83,3 +104,58 @@ async def connection(database_url: str) -> AsyncIterator[asyncpg.Connection[asyn
 def data_dir(tmp_path: Path) -> Path:
     """A folder for an embedded server of the test's own."""
     return tmp_path / "jobstore"
+
+
+@dataclass(frozen=True)
+class RunningJobstore:
+    """A jobstore that serves, and its stubs."""
+
+    address: str
+    journal: jobstore_pb2_grpc.JournalStub
+    reads: jobstore_pb2_grpc.JobStoreStub
+
+
+@asynccontextmanager
+async def running_jobstore(database_url: str) -> AsyncIterator[RunningJobstore]:
+    """Runs what `python -m jobstore` runs, less the process."""
+    clock, ids = SystemClock(), Uuid7Ids()
+    async with (
+        reading_pool(database_url) as pool,
+        lease_pool(database_url) as leasing,
+        Journal(database_url, clock) as journal,
+        Feed(pool, clock, random.Random(1)) as feed,
+    ):
+        entities = Entities(pool, journal)
+        reads = JobStoreService(Queries(pool), Audit(pool), feed, Consistency(pool), entities)
+        writes = JournalService(journal, Leases(leasing, journal, ids), Flows(pool, journal), entities, feed)
+        mounts = [
+            Mount("waybill.v1.JobStore", reads, jobstore_pb2_grpc.add_JobStoreServicer_to_server),
+            Mount(
+                "waybill.v1.Journal",
+                writes,
+                jobstore_pb2_grpc.add_JournalServicer_to_server,
+                max_message_mib=LARGEST_MESSAGE_MIB,
+            ),
+        ]
+        async with (
+            Server("127.0.0.1:0", mounts, grace=1.0) as server,
+            open_channel(server.address, max_message_mib=LARGEST_MESSAGE_MIB) as channel,
+        ):
+            server.set_serving(True)
+            journal_stub = jobstore_pb2_grpc.JournalStub(channel)
+            reads_stub = jobstore_pb2_grpc.JobStoreStub(channel)
+            yield RunningJobstore(server.address, journal_stub, reads_stub)
+            await feed.close()
+
+
+@pytest.fixture
+async def another_jobstore(database_url: str) -> AsyncIterator[Callable[[], Awaitable[RunningJobstore]]]:
+    """Starts jobstores on the test's database."""
+    async with AsyncExitStack() as running:
+        yield lambda: running.enter_async_context(running_jobstore(database_url))
+
+
+@pytest.fixture
+async def jobstore(another_jobstore: Callable[[], Awaitable[RunningJobstore]]) -> RunningJobstore:
+    """A jobstore on the test's database."""
+    return await another_jobstore()
