@@ -54,7 +54,7 @@ EVENTS_OF_A_JOB: list[Column[Event]] = [
     Column("USER", lambda event: event.user),
 ]
 
-EVENT_COLUMNS = [
+EVENT_COLUMNS: list[Column[Event]] = [
     *EVENTS_OF_A_JOB,
     Column("JOB", lambda event: event.job_id, whole=True),
     Column("CORRELATION ID", lambda event: event.correlation_id),

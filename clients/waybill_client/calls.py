@@ -6,6 +6,7 @@ call. A function around the stub's method does the same, and grpc itself cancels
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
 from dataclasses import dataclass
 from typing import Protocol, TypeVar
@@ -15,6 +16,9 @@ import grpc
 from waybill_client.errors import CORRELATION_ID, WaybillError
 
 USER = "x-waybill-user"
+
+_PATIENCE_SECONDS = 1.0  # a service that is not there takes the service config longer than this
+_PAUSE_SECONDS = 0.1
 
 Request = TypeVar("Request")
 Answer = TypeVar("Answer")
@@ -47,18 +51,30 @@ class Caller:
         correlation_id: str = "",
         timeout: float | None = None,
     ) -> Answer:
-        """Makes one call; raises a WaybillError with the correlation id under which the service knows it."""
-        try:
-            return await method(
-                request,
-                timeout=self.timeout if timeout is None else timeout,
-                metadata=self.metadata(correlation_id),
-                wait_for_ready=self.wait_for_ready,
-            )
-        except grpc.aio.AioRpcError as error:
-            refused = WaybillError.from_rpc_error(error, peer=self.peer)
-            refused.correlation_id = refused.correlation_id or correlation_id
-            raise refused from None
+        """Makes one call; raises a WaybillError with the correlation id under which the service knows it.
+
+        The service config repeats a call only until a part of the answer has come, so a connection that breaks just
+        then is left to us: every call may be repeated (`client.py` sees to that).
+        """
+        began = asyncio.get_running_loop().time()
+        limit = self.timeout if timeout is None else timeout
+        patience = limit if self.wait_for_ready else _PATIENCE_SECONDS
+        while True:
+            spent = asyncio.get_running_loop().time() - began
+            try:
+                return await method(
+                    request,
+                    timeout=max(0.0, limit - spent),
+                    metadata=self.metadata(correlation_id),
+                    wait_for_ready=self.wait_for_ready,
+                )
+            except grpc.aio.AioRpcError as error:
+                spent = asyncio.get_running_loop().time() - began
+                if error.code() is not grpc.StatusCode.UNAVAILABLE or spent > patience:
+                    refused = WaybillError.from_rpc_error(error, peer=self.peer)
+                    refused.correlation_id = refused.correlation_id or correlation_id
+                    raise refused from None
+            await asyncio.sleep(_PAUSE_SECONDS)
 
     def metadata(self, correlation_id: str = "") -> tuple[tuple[str, str], ...]:
         """What goes with a call."""

@@ -50,6 +50,20 @@ async def test_a_call_is_repeated_under_the_same_request_id_while_unavailable(
     assert len(coordinator.requests) == 3
 
 
+async def test_a_call_that_breaks_when_a_part_of_the_answer_has_come_is_repeated_too(
+    client: WaybillClient, coordinator: ScriptedCoordinator
+) -> None:
+    async def second_time_lucky(request: RunCommandRequest, context: Context) -> Job:
+        await context.send_initial_metadata((("x-correlation-id", "c-1"),))
+        if len(coordinator.requests) == 1:
+            await context.abort(grpc.StatusCode.UNAVAILABLE, "Socket closed")
+        return await accept(request, context)
+
+    coordinator.answer = second_time_lucky
+    assert (await client.run_command("AddDisk")).job_id == "j1"
+    assert len({request.request_id for request in coordinator.requests}) == 1
+
+
 async def test_nothing_else_is_repeated(client: WaybillClient, coordinator: ScriptedCoordinator) -> None:
     async def refused(request: RunCommandRequest, context: Context) -> Job:
         await refuse(context, grpc.StatusCode.INVALID_ARGUMENT, "PARAMETERS_INVALID", "bad shape", field="x")
