@@ -37,11 +37,13 @@ async def turns(count: int = 50) -> None:
         await asyncio.sleep(0)
 
 
-async def pass_time(clock: ManualClock, condition: Callable[[], Any], step: float = 0.05) -> None:
-    """Lets time pass in small steps, whenever somebody sleeps, until something is so."""
+async def pass_time(clock: ManualClock, condition: Callable[[], Any], step: float = 0.05, sleepers: int = 1) -> None:
+    """Lets time pass in small steps until something is so, but only while so many sleep: who waits for an answer from
+    the other end does not, and should not find that much time has passed meanwhile.
+    """
     while not condition():
         await turns(5)
-        if clock.sleeping:
+        if clock.sleeping >= sleepers:
             clock.advance(step)
 
 

@@ -169,7 +169,7 @@ async def test_flows_of_a_coordinator_that_stands_still_are_taken_up_after_the_l
     another(store, 9, "f1", "f2")
     async with coordinator.recovery, coordinator.lease:
         begun = clock.monotonic()
-        await pass_time(clock, lambda: coordinator.running)
+        await pass_time(clock, lambda: coordinator.running, sleepers=2)
         assert LEASE_SECONDS <= clock.monotonic() - begun < LEASE_SECONDS + 1
         await until(lambda: coordinator.deaths)
 
@@ -193,7 +193,7 @@ async def test_a_coordinator_that_renews_keeps_its_flows(
     async with coordinator.recovery, coordinator.lease:
         for counter in range(10):
             another(store, counter)
-            await pass_time(clock, lambda counter=counter: store.leases["c1"].counter == counter + 2)
+            await pass_time(clock, lambda counter=counter: store.leases["c1"].counter == counter + 2, sleepers=2)
 
     assert coordinator.running == []
     assert "c0" not in {owner for owner, _ in store.claims}
@@ -214,12 +214,12 @@ async def test_flows_without_an_owner_are_taken_up_at_the_start_and_now_and_then
 ) -> None:
     store.flows[""] = ["f1"]
     async with coordinator.recovery, coordinator.lease:
-        await until(lambda: coordinator.running == ["f1"])
+        await until(lambda: coordinator.running == ["f1"] and clock.sleeping == 2)  # all that there was is claimed
         store.flows[""] = ["f2"]
         await turns()
         assert coordinator.running == ["f1"]
         begun = clock.monotonic()
-        await pass_time(clock, lambda: coordinator.running == ["f1", "f2"], step=0.5)
+        await pass_time(clock, lambda: coordinator.running == ["f1", "f2"], step=0.5, sleepers=2)
         assert clock.monotonic() - begun <= ORPHAN_SECONDS + 1
 
 
@@ -231,7 +231,7 @@ async def test_flows_whose_claim_was_not_answered_are_found_among_our_own(
     coordinator.running = ["begun here"]
     store.script.fail("ClaimFlows", SILENCE)  # after it was done
     async with coordinator.recovery, coordinator.lease:
-        await pass_time(clock, lambda: coordinator.deaths)
+        await pass_time(clock, lambda: coordinator.deaths, sleepers=2)
 
     assert coordinator.running == ["begun here", "f1", "f2"]
     assert ("c1", 0) in store.claims
@@ -243,6 +243,6 @@ async def test_claimed_flows_are_loaded_however_long_the_jobstore_is_away(
     another(store, 9, "f1", released=True)
     store.script.fail("LoadFlows", SILENCE, times=20)
     async with coordinator.recovery, coordinator.lease:
-        await pass_time(clock, lambda: coordinator.running)
+        await pass_time(clock, lambda: coordinator.running, sleepers=2)
 
     assert coordinator.running == ["f1"]
