@@ -100,7 +100,10 @@ INSERT_SNAPSHOTS: Final = f"""
 INSERT_EVENTS: Final = f"""
     INSERT INTO event (time, {rows.EVENT.names})
     SELECT $1::timestamptz, {rows.EVENT.values} FROM {rows.EVENT.unnest(2)}
-    ON CONFLICT (event_id) DO NOTHING
+"""
+INSERT_EVENTS_OF_NO_FLOW: Final = f"""
+    {INSERT_EVENTS}
+    ON CONFLICT (event_id) WHERE job_id = '' DO NOTHING
 """
 
 # --- what has changed ------------------------------------------------------------------------------------------------

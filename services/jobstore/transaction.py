@@ -269,7 +269,7 @@ async def _write_notes(turn: Turn, notes: Sequence[Notes]) -> None:
     events = [event for note in notes for event in note.events]
     correlations = [correlation_id for note in notes for correlation_id in note.correlation_ids]
     changed = await turn.writer.insert(statements.OBSERVE, turn.revision, rows=observations)
-    changed += await turn.writer.insert(statements.INSERT_EVENTS, turn.time, rows=events, last=correlations)
+    changed += await turn.writer.insert(statements.INSERT_EVENTS_OF_NO_FLOW, turn.time, rows=events, last=correlations)
     if cleared:
         changed += await turn.writer.change(statements.CLEAR_TASKS, cleared)
     turn.changed = turn.changed or changed > 0

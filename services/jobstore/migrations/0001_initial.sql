@@ -121,7 +121,7 @@ CREATE TABLE step (
     CONSTRAINT step_no_start_time_before CHECK (start_time IS NULL OR status NOT IN ('PENDING', 'SKIPPED')),
     CONSTRAINT step_end_not_before_start CHECK (end_time >= start_time),
     CONSTRAINT step_progress_in_percent CHECK (progress BETWEEN 0 AND 100)
-) WITH (fillfactor = 60);
+) WITH (fillfactor = 50);
 CREATE INDEX step_job_id ON step (job_id);
 
 -- The root of a flow (no parent) carries the flow's ownership: who may write it, and how far it has been written.
@@ -156,7 +156,7 @@ CREATE TABLE command (
     CONSTRAINT command_root_is_owned
         CHECK (num_nulls(coordinator_id, epoch, sequence, commit_revision, commit_time)
                = CASE WHEN parent_command_id = '' THEN 0 ELSE 5 END)
-) WITH (fillfactor = 60);
+) WITH (fillfactor = 50);
 CREATE INDEX command_job_id ON command (job_id);
 
 -- Every begun leaf of a plan: the row comes first, the act second.
@@ -191,7 +191,7 @@ CREATE TABLE host_task (
     CONSTRAINT host_task_cleared_only_when_over CHECK (NOT cleared OR end_time IS NOT NULL),
     CONSTRAINT host_task_has_a_host_or_waits CHECK ((host_id = '') = (kind = 'WAIT')),
     CONSTRAINT host_task_entity_is_whole CHECK ((entity_type IS NULL) = (entity_id = ''))
-) WITH (fillfactor = 60);
+) WITH (fillfactor = 50);
 CREATE INDEX host_task_job_id ON host_task (job_id);
 CREATE INDEX host_task_uncleared ON host_task (host_id) WHERE NOT cleared;
 
@@ -242,7 +242,7 @@ CREATE INDEX entity_lock_flow_command_id ON entity_lock (flow_command_id);
 -- The audit log. Step events are derived from the steps, not stored.
 CREATE TABLE event (
     time           timestamptz      NOT NULL,
-    event_id       text COLLATE "C" PRIMARY KEY,
+    event_id       text COLLATE "C" NOT NULL,
     event_type     text COLLATE "C" NOT NULL,
     severity       severity         NOT NULL,
     job_id         text COLLATE "C" NOT NULL DEFAULT '',
@@ -251,9 +251,11 @@ CREATE TABLE event (
     entity_id      text COLLATE "C" NOT NULL DEFAULT '',
     "user"         text             NOT NULL DEFAULT '',
     message        text             NOT NULL,
+    PRIMARY KEY (time, event_id),
     CONSTRAINT event_entity_is_whole CHECK ((entity_type IS NULL) = (entity_id = ''))
 );
-CREATE INDEX event_time ON event (time, event_id);
+-- Those of a flow are guarded by its sequence; others may be sent twice.
+CREATE UNIQUE INDEX event_of_no_flow ON event (event_id) WHERE job_id = '';
 CREATE INDEX event_job_id ON event (job_id) WHERE job_id <> '';
 -- Events of a job are found through the job's correlation id.
 CREATE INDEX event_correlation_id ON event (correlation_id) WHERE job_id = '' AND correlation_id <> '';

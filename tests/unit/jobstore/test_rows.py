@@ -1,0 +1,97 @@
+"""From messages to rows."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from chassis.errors import WaybillError
+from jobstore import rows
+from jobstore.rows import Shape, newest_observations, rows_of
+from waybill.v1 import jobs_pb2, jobstore_pb2
+
+
+def a_commit(**fields: object) -> jobstore_pb2.FlowCommit:
+    return jobstore_pb2.FlowCommit(flow_command_id="flow", job_id="job", epoch=1, sequence=2, **fields)
+
+
+def seen(number: int, state: str, incarnation: str = "i1") -> jobstore_pb2.ObservedRow:
+    ref = jobstore_pb2.EntityRef(entity_type=jobs_pb2.ENTITY_TYPE_VM, entity_id="vm-1")
+    observed = jobs_pb2.Observed(state=state, number=number, incarnation=incarnation)
+    return jobstore_pb2.ObservedRow(entity=ref, observed=observed)
+
+
+def states(observations: list[rows.Row]) -> list[str]:
+    return [row[2] for row in observations]
+
+
+def test_a_shape_says_how_its_columns_travel() -> None:
+    shape = Shape("job_id text, plans jsonb, categories text[]")
+    assert shape.names == "job_id, plans, categories"
+    assert shape.values == "u.job_id, u.plans::jsonb, u.categories::text[]"
+    assert shape.unnest(3) == "unnest($3::text[], $4::text[], $5::text[]) AS u (job_id, plans, categories)"
+
+
+def test_unspecified_and_empty_mean_that_it_stays() -> None:
+    [step] = rows_of(a_commit(steps=[jobstore_pb2.StepChange(step_id="s")]), "c").step_changes
+    assert step == ("s", None, None, None, None, None)
+
+
+def test_progress_zero_is_not_the_same_as_none() -> None:
+    [step] = rows_of(a_commit(steps=[jobstore_pb2.StepChange(step_id="s", progress=0)]), "c").step_changes
+    assert step[2] == 0
+
+
+def test_a_job_is_touched_by_a_change_of_its_steps_but_not_of_its_tasks() -> None:
+    assert rows_of(a_commit(steps=[jobstore_pb2.StepChange(step_id="s")]), "c").job_changes
+    assert not rows_of(a_commit(tasks=[jobstore_pb2.TaskChange(task_id="t")]), "c").job_changes
+
+
+def test_the_root_keeps_the_sequence_whatever_else_changes() -> None:
+    assert rows_of(a_commit(), "c").command_changes == [("flow", None, None, None, None, 2)]
+
+
+def test_a_change_of_the_root_keeps_the_sequence_itself() -> None:
+    changed = jobstore_pb2.CommandChange(command_id="flow", status=jobs_pb2.COMMAND_STATUS_SUCCEEDED)
+    child = jobstore_pb2.CommandChange(command_id="child", end_attempts=1)
+    assert rows_of(a_commit(commands=[changed, child]), "c").command_changes == [
+        ("flow", "SUCCEEDED", None, None, None, 2),
+        ("child", None, None, 1, None, None),
+    ]
+
+
+def test_subjects_are_json_and_keys_to_find_the_job_by() -> None:
+    subject = jobs_pb2.Subject(entity_type=jobs_pb2.ENTITY_TYPE_VM, entity_id="vm-1", name='"web" ü')
+    root = jobstore_pb2.CommandRow(command_id="flow")
+    commit = a_commit(new_job=jobstore_pb2.JobRow(subjects=[subject, subject]), new_commands=[root])
+    made = rows_of(commit, "c")
+    assert made.subjects == [("VM", "vm-1", "job")]
+    assert json.loads(made.jobs[0][10])[0] == {"entity_type": "VM", "entity_id": "vm-1", "name": '"web" ü'}
+
+
+def test_a_flow_must_come_with_its_root() -> None:
+    with pytest.raises(WaybillError, match="root command"):
+        rows_of(a_commit(new_job=jobstore_pb2.JobRow()), "c")
+
+
+@pytest.mark.parametrize("status", [99, -1])
+def test_an_unknown_status_is_refused(status: int) -> None:
+    change = jobstore_pb2.StepChange(step_id="s")
+    change.status = status  # type: ignore[assignment]
+    with pytest.raises(WaybillError, match="does not know"):
+        rows_of(a_commit(steps=[change]), "c")
+
+
+def test_snapshots_of_a_flow_that_ends_are_not_written() -> None:
+    snapshot = jobstore_pb2.SnapshotRow(command_id="flow", number=1)
+    assert rows_of(a_commit(snapshots=[snapshot]), "c").snapshots
+    assert not rows_of(a_commit(snapshots=[snapshot], ends_flow=True), "c").snapshots
+
+
+def test_of_several_observations_the_highest_number_counts() -> None:
+    assert states(newest_observations([seen(5, "UP"), seen(6, "DOWN"), seen(4, "POWERING_UP")])) == ["DOWN"]
+
+
+def test_of_several_incarnations_the_last_to_come_counts() -> None:
+    assert states(newest_observations([seen(5, "UP"), seen(1, "DOWN", "i2")])) == ["DOWN"]
