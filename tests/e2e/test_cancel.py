@@ -1,4 +1,4 @@
-"""CancelJob and deadlines: of AddDisk, whose running task is stopped and rolled back, and of what cannot be cancelled."""
+"""CancelJob and deadlines, of AddDisk, whose running task is stopped and rolled back, and of what cannot be undone."""
 
 from __future__ import annotations
 
