@@ -24,7 +24,7 @@ async def serve_host(settings: Settings) -> None:
     """Opens the ledger and the host, takes up what a former process left, and serves."""
     clock, ids = SystemClock(), Uuid7Ids()
     driver = load_driver(settings.driver)
-    with data_folder(settings.data_folder()) as folder:
+    with logs.bound(host_id=settings.host_id), data_folder(settings.data_folder()) as folder:
         async with Ledger(folder / "ledger.db", ids) as ledger, Observations(ledger, clock) as observations:
             surroundings = Surroundings(settings.host_id, folder, clock, settings, observations.observe, die)
             observations.observe("HOST", settings.host_id, "UP")

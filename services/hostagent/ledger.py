@@ -82,10 +82,12 @@ _SCHEMA: Final = (
     )""",
 )
 
-_INSERT_TASK: Final = """
-    INSERT INTO task (number, task_id, is_call, verb, arguments, flow_command_id, epoch, incarnation, priority,
-        correlation_id, traceparent, expected_generation, job_id, command_id, span_id, observation_number, create_time)
-    VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)"""
+_SPEC_COLUMNS: Final = ", ".join(TaskSpec._fields)
+_ARGUMENTS: Final = TaskSpec._fields.index("arguments")
+
+_INSERT_TASK: Final = f"""
+    INSERT INTO task (number, is_call, create_time, observation_number, {_SPEC_COLUMNS})
+    VALUES (?, ?, ?, ?{", ?" * len(TaskSpec._fields)})"""
 
 _FINISH_TASK: Final = """
     UPDATE task SET result = ?, error = ?, answer = ?, progress = ?, observation_number = ?, end_time = ?,
@@ -342,26 +344,15 @@ def _task_to_values(row: LedgerRow) -> tuple[object, ...]:
     spec = row.spec
     return (
         row.number,
-        spec.task_id,
         row.is_call,
-        spec.verb,
-        json.dumps(spec.arguments),
-        spec.flow_command_id,
-        spec.epoch,
-        spec.incarnation,
-        spec.priority,
-        spec.correlation_id,
-        spec.traceparent,
-        spec.expected_generation,
-        spec.job_id,
-        spec.command_id,
-        spec.span_id,
-        row.observation_number,
         row.create_time,
+        row.observation_number,
+        *spec[:_ARGUMENTS],
+        json.dumps(spec.arguments),
+        *spec[_ARGUMENTS + 1 :],
     )
 
 
-_SPEC_COLUMNS: Final = ", ".join(TaskSpec._fields)
 _READ_TASKS: Final = f"""
     SELECT number, is_call, create_time, observation_number, started, progress, stop_asked, revert_asked,
         result, error, answer, end_time, {_SPEC_COLUMNS}

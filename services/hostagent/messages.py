@@ -22,7 +22,6 @@ from waybill.v1 import hostagent_pb2, jobs_pb2
 
 _LONGEST_NAME: Final = 256
 _MOST_ARGUMENTS: Final = 256 * 1024
-_TEXTS: Final = ("flow_command_id", "incarnation", "traceparent", "job_id", "command_id", "span_id")
 
 _STATES: Final[dict[TaskState, Any]] = {state: jobs_pb2.TaskState.Value(f"TASK_STATE_{state}") for state in TaskState}
 _RESULTS: Final[dict[TaskResult, Any]] = {
@@ -36,8 +35,7 @@ _ENTITY_TYPES: Final[dict[str, Any]] = {
 
 def spec_from(message: hostagent_pb2.TaskSpec) -> TaskSpec:
     """Reads a task's spec. Raises WaybillError naming the first malformed field."""
-    _check_texts(message)
-    return TaskSpec(
+    spec = TaskSpec(
         message.task_id,
         message.verb,
         _arguments_from(message),
@@ -52,20 +50,38 @@ def spec_from(message: hostagent_pb2.TaskSpec) -> TaskSpec:
         message.command_id,
         message.span_id,
     )
+    _check_texts(spec)
+    return spec
 
 
-def _check_texts(message: hostagent_pb2.TaskSpec) -> None:
-    if not message.task_id:
+def _check_texts(spec: TaskSpec) -> None:
+    if not spec.task_id:
         raise errors.invalid_field("task_id", "is missing")
-    if message.correlation_id and not valid_correlation_id(message.correlation_id):
+    if spec.correlation_id and not valid_correlation_id(spec.correlation_id):
         raise errors.invalid_field(
             "correlation_id", "must be 1-50 characters of [0-9A-Za-z_-]", reason="CORRELATION_ID_INVALID"
         )
-    for field in ("task_id", "verb", *_TEXTS):
-        text = getattr(message, field)
-        if len(text) > _LONGEST_NAME:
-            raise errors.invalid_field(field, f"is longer than {_LONGEST_NAME} characters")
-        errors.reject_control(field, text)
+    texts = (
+        spec.task_id,
+        spec.verb,
+        spec.flow_command_id,
+        spec.incarnation,
+        spec.traceparent,
+        spec.job_id,
+        spec.command_id,
+        spec.span_id,
+    )
+    together = "".join(texts)
+    if len(together) > _LONGEST_NAME or not together.isprintable():  # together first: it is nearly always enough
+        _find_bad_text(spec)
+
+
+def _find_bad_text(spec: TaskSpec) -> None:
+    for field, text in spec._asdict().items():
+        if isinstance(text, str):
+            if len(text) > _LONGEST_NAME:
+                raise errors.invalid_field(field, f"is longer than {_LONGEST_NAME} characters")
+            errors.reject_control(field, text)
 
 
 def _arguments_from(message: hostagent_pb2.TaskSpec) -> dict[str, Any]:

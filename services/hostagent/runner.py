@@ -24,6 +24,7 @@ from __future__ import annotations
 
 import asyncio
 import itertools
+import logging
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from types import TracebackType
@@ -103,12 +104,14 @@ class TaskRunner:
         """How many tasks have one of the workers."""
 
     async def __aenter__(self) -> Self:
+        self._logs_all = log.bind().is_enabled_for(logging.DEBUG)
         await self._crew.__aenter__()
         for row in await self._ledger.live():
             self._take_up(row)
         self._host.forget_all_but(self._records)
         for _ in range(self._workers):
             self._crew.hire(self._work())
+        self._crew.hire(self._feed.tell_the_rest(self._clock))
         self._crew.hire(self._sweep())
         return self
 
@@ -203,8 +206,17 @@ class TaskRunner:
         self._queued.put_nowait((-record.spec.priority, next(self._arrivals), record))
 
     def _publish(self, record: Record) -> None:
+        self._log(record)
         if not record.row.is_call and not record.silent:
-            self._feed.tell(record.spec.task_id, record)
+            self._feed.tell(record.spec.task_id, record, at_leisure=not record.task.is_over)
+
+    def _log(self, record: Record) -> None:
+        """Writes a line for a new state; the good ones at DEBUG only, since a line costs a quarter of a task."""
+        ending = record.task.ending
+        if ending is not None and ending.error is not None:
+            log.info("task did not go well", result=ending.result, error=str(ending.error), **record.names)
+        elif self._logs_all:
+            log.debug("task", state=record.task.state, **record.names)
 
     def _forget(self, record: Record) -> None:
         self._records.pop(record.spec.task_id, None)

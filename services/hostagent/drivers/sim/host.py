@@ -58,8 +58,11 @@ class Attempt:
 
     async def toil(self) -> None:
         """Takes the time that the work takes, and runs into the trouble that it is programmed to have."""
-        await self._spend_time()
-        await self._have_trouble()
+        usual = 0.0 if self._verb.is_call else self._sim.usual_work_ms
+        if work_ms := usual if self.rule.work_ms is None else self.rule.work_ms:
+            await self._spend(work_ms / 1000)
+        if self.rule.outcome is not Outcome.SUCCESS:
+            await self._have_trouble()
         self._work.before_effect()
 
     async def take_effect(self, answer: Json = None) -> Json:
@@ -69,11 +72,9 @@ class Attempt:
         await self._sim.save()
         return answer
 
-    async def _spend_time(self) -> None:
-        usual = 0.0 if self._verb.is_call else self._sim.usual_work_ms
-        total = usual if self.rule.work_ms is None else self.rule.work_ms
+    async def _spend(self, seconds: float) -> None:
         done = self._work.progress  # in former processes
-        seconds = total / 1000 * (100 - done) / 100
+        seconds *= (100 - done) / 100
         parts = math.ceil(seconds / _PROGRESS_SECONDS)
         for part in range(1, parts + 1):
             await self._sim.clock.sleep(seconds / parts)
