@@ -32,6 +32,7 @@ from grpc_health.v1.health_pb2 import HealthCheckRequest, HealthCheckResponse
 _FIRST_DELAY, _LONGEST_DELAY = 0.1, 5.0
 _STEADY_SECONDS = 10.0  # a child that lived this long is started again at once when it ends
 _START_SECONDS = 60.0
+_FIRST_TRIES = 3  # a child that never served is given up after so many starts: its settings or data are no good
 _LOG_LIMIT = 10 * 1024 * 1024
 
 
@@ -66,6 +67,8 @@ class Process:
         self._listen = listen
         self._pipe = supervisor_pipe
         self._tell = tell
+        self._has_served = False
+        self._log_began = 0  # where in the log its last start is
         self._child: asyncio.subprocess.Process | None = None  # None before the first start
         self._keeper: asyncio.Task[None] | None = None  # None unless started and not stopped
         self._reader: asyncio.Task[None] | None = None  # reads what the child prints after its first line
@@ -94,7 +97,7 @@ class Process:
         self._keeper = asyncio.create_task(self._keep(), name=f"keeper of {self.name}")
 
     async def serving(self, timeout: float = _START_SECONDS) -> None:
-        """Waits until its health says SERVING; TimeoutError if it does not, StartFailed if it stays down."""
+        """Waits until its health says SERVING; TimeoutError if it never does, StartFailed if it stays down."""
         async with asyncio.timeout(timeout):
             while not await self._says_serving():
                 if not self.alive and (self._keeper is None or self._keeper.done()):
@@ -131,9 +134,9 @@ class Process:
         await self._stop_reading()
 
     def last_of_log(self, lines: int = 15) -> str:
-        """The last lines that it logged."""
+        """The last lines that it logged since its last start."""
         with suppress(FileNotFoundError), self.log.open("rb") as log:
-            log.seek(max(0, self.log.stat().st_size - 16_384))
+            log.seek(max(self._log_began, self.log.stat().st_size - 16_384))
             return "\n".join(log.read().decode(errors="replace").splitlines()[-lines:])
         return ""
 
@@ -142,8 +145,10 @@ class Process:
         while True:
             began = asyncio.get_running_loop().time()
             code = await self.ended()
-            self._tell(f"{self.name} ended with {code}" + (", starting it again" if self.auto_restart else ""))
-            if not self.auto_restart:
+            hopeful = self._has_served or self.starts < _FIRST_TRIES
+            again = self.auto_restart and hopeful
+            self._tell(f"{self.name} ended with {code}" + (", starting it again" if again else ""))
+            if not again:
                 return
             lived = asyncio.get_running_loop().time() - began
             delay = _FIRST_DELAY if lived > _STEADY_SECONDS else min(delay * 2, _LONGEST_DELAY)
@@ -156,6 +161,7 @@ class Process:
         out, into = os.pipe()
         try:
             with self._open_log() as log:
+                self._log_began = log.tell()
                 child = await asyncio.create_subprocess_exec(
                     *(sys.executable, "-m", self.module),
                     stdin=asyncio.subprocess.DEVNULL,
@@ -220,7 +226,9 @@ class Process:
             return False
         finally:
             await channel.close()
-        return bool(answer.status == HealthCheckResponse.SERVING)
+        serving = bool(answer.status == HealthCheckResponse.SERVING)
+        self._has_served = self._has_served or serving
+        return serving
 
     async def _let_go(self) -> None:
         if self._keeper is not None:

@@ -21,6 +21,9 @@ from chassis.server import serve
 
 if os.environ.get("DIES"):
     sys.exit("cannot live like this")
+if os.environ.get("DIES_LATER"):
+    print("listening 127.0.0.1:1", flush=True)
+    sys.exit("cannot go on like this")
 print("a word on stderr", file=sys.stderr, flush=True)
 asyncio.run(serve(os.environ["SMALLEST_LISTEN"], []))
 """
@@ -90,6 +93,14 @@ async def test_a_process_that_cannot_start_says_why(process: Process) -> None:
     process.environment["DIES"] = "1"
     with pytest.raises(StartFailed, match=r"(?s)ended with 1 before it listened.*cannot live like this"):
         await process.start()
+
+
+async def test_a_process_that_never_serves_is_given_up_with_its_last_words(process: Process) -> None:
+    process.environment["DIES_LATER"] = "1"
+    await process.start()
+    with pytest.raises(StartFailed, match=r"(?s)smallest-1 has ended.*cannot go on like this"):
+        await process.serving()
+    assert process.starts == 3
 
 
 async def test_a_child_ends_with_its_supervisor(process: Process, tmp_path: Path) -> None:
