@@ -125,13 +125,13 @@ def _changed(row: Row, since: Position) -> JobChanged:
 
 
 def status_may_have_changed(row: Row, since: datetime | None) -> bool:
-    """Tells whether a job's status may have changed at a time or later.
+    """Tells whether a job's status may have changed after a time; if that is not known, it may have.
 
-    Every change of status but the first sets start or end time, to the time of its commit; and a job made since then
-    has only steps changed since then. Two commits may have the same time: that counts as later.
+    Every change of status but the first sets start or end time, to the time of its commit, which no other commit has;
+    and all steps of a job that was made since then have changed since then.
     """
     changed = row["end_time"] or row["start_time"]
-    return changed is not None and (since is None or changed >= since)
+    return changed is not None and (since is None or changed > since)
 
 
 def _in_order(changed: Iterable[JobChanged], tombstones: Iterable[Row]) -> list[JobChange]:

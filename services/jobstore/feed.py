@@ -32,8 +32,8 @@ pages could miss steps (`changes.py` has the argument). A watcher that is cut of
 * made since R: all of its steps are above R, so "steps above R" is the whole tree;
 * known at R: it was sent then, so the steps above R are what is missing;
 * not matching at R, for the filter is about what changes: the whole tree. That it did not match at R cannot be seen any
-  more, but that its status changed since R can: start or end time is then not before the time of R. If in doubt (R was
-  brought by the client, so its time is not known) the tree is sent whole, which is never wrong.
+  more, but that its status changed since R can: start or end time is then after the time of R, for no two commits have
+  the same. If in doubt (the client brought R, so its time is not known) the tree is sent whole, which is never wrong.
 
 **Bookmarks** come once the stream has caught up after its opening, when it was silent for the interval, and before the
 server closes. With a digest they are read from the table: what is still owed, head and digest in one snapshot, so the
@@ -135,7 +135,10 @@ class Feed:
         self._begin_to_close()
         for agent in self._agents:
             agent.cancel()
-        await self._group.__aexit__(kind, error, trace)
+        if isinstance(error, asyncio.CancelledError):  # perhaps the group's own, for an agent has failed
+            await self._group.__aexit__(kind, error, trace)
+        else:
+            await self._group.__aexit__(None, None, None)
 
     # --- watchers --------------------------------------------------------------------------------------------------
 

@@ -19,7 +19,7 @@ class Head:
     compacted_revision: int
     """The highest revision of a purged tombstone: what was deleted up to there is not known any more."""
     time: datetime
-    """Of the commit of `revision`. Never goes back."""
+    """Of the commit of `revision`. Later than that of any commit before it."""
     store_epoch: str
 
 

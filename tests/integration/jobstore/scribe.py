@@ -41,7 +41,8 @@ class Scribe:
         async with self.connection.transaction():
             row = await self.connection.fetchrow(
                 """
-                UPDATE head SET revision = revision + 1, time = greatest(time, clock_timestamp())
+                UPDATE head
+                SET revision = revision + 1, time = greatest(clock_timestamp(), time + interval '1 microsecond')
                 RETURNING revision, time, pg_notify('waybill_revision', revision::text)
                 """
             )
