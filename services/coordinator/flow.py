@@ -1049,17 +1049,21 @@ class FlowTree:
         self._flush = True
         match failure.reason:
             case "STALE_EPOCH" | "LEASE_LOST" | "SEQUENCE_MISMATCH":
-                self.ended = True
-                self._effects.append(ev.Abandon(failure))
+                self._drop(ev.Abandon(failure))
             case "LOCKED":
                 self._refuse_whom(failure)
             case "CONFLICT":
                 self._note_again(failure)
             case _ if self.sequence == 0:
-                self.ended = True
-                self._effects += [ev.Refuse(failure), ev.Done()]
+                self._drop(ev.Refuse(failure), ev.Done())
             case _:
                 self._commit_again_later(failure)
+
+    def _drop(self, *last: ev.Effect) -> None:
+        """Does nothing any more: what was not recorded must not be acted upon."""
+        self.ended = True
+        self._acts = []
+        self._effects += last
 
     def _commit_again_later(self, failure: Failure) -> None:
         self._refusals += 1
