@@ -9,6 +9,7 @@ from typing import Final
 from google.protobuf import json_format
 
 from chassis.errors import invalid_field, reject_control_in
+from jobstore.checks import checked_entity_type
 from jobstore.declarations import Declarations
 from jobstore.guards import Guards, locked
 from jobstore.journal import Journal
@@ -37,7 +38,8 @@ class Entities:
         Raises INVALID_ARGUMENT for a malformed one, LOCKED if a flow holds one of them.
         """
         _check(entities)
-        return await self._journal.alone(lambda turn: _put(turn, entities))
+        declared = [_declared_json(index, entity) for index, entity in enumerate(entities)]
+        return await self._journal.alone(lambda turn: _put(turn, entities, declared))
 
     async def read(self, refs: Sequence[jobstore_pb2.EntityRef]) -> list[jobs_pb2.Entity]:
         """Returns entities in the order asked; an absent one has version 0."""
@@ -49,13 +51,12 @@ class Entities:
         return list(as_asked(refs, found))
 
 
-async def _put(turn: Turn, entities: Sequence[jobs_pb2.Entity]) -> list[jobs_pb2.Entity]:
+async def _put(turn: Turn, entities: Sequence[jobs_pb2.Entity], declared_json: Sequence[str]) -> list[jobs_pb2.Entity]:
     keys = [key_of(entity) for entity in entities]
     guards = await read_guards(turn.writer, locks=keys, entities=keys)
     _refuse_if_locked(guards, keys)
     declarations = Declarations(guards.versions.keys())
-    for key, entity in zip(keys, entities, strict=True):
-        declared = json.dumps(json_format.MessageToDict(entity.declared), ensure_ascii=False)
+    for key, entity, declared in zip(keys, entities, declared_json, strict=True):
         declarations.replace(key, entity.name, entity.status or "OK", declared)
     await declare(turn, declarations)
     turn.changed = bool(entities)
@@ -74,10 +75,10 @@ def _check(entities: Sequence[jobs_pb2.Entity]) -> None:
         raise invalid_field("entities", f"at most {MOST_PUT} at once")
     seen: set[Key] = set()
     for index, entity in enumerate(entities):
-        entity_type, entity_id = key = key_of(entity)
         where = f"entities[{index}]"
-        if not entity_type:
+        if not checked_entity_type(f"{where}.entity_type", entity.entity_type):
             raise invalid_field(f"{where}.entity_type", "must be given")
+        entity_type, entity_id = key = key_of(entity)
         if not 1 <= len(entity_id) <= LONGEST_NAME:
             raise invalid_field(f"{where}.entity_id", f"must have 1-{LONGEST_NAME} characters")
         if len(entity.name) > LONGEST_NAME:
@@ -86,3 +87,10 @@ def _check(entities: Sequence[jobs_pb2.Entity]) -> None:
             raise invalid_field(where, f"{entity_type} {entity_id} is there twice")
         seen.add(key)
         reject_control_in(entity, where)
+
+
+def _declared_json(index: int, entity: jobs_pb2.Entity) -> str:
+    try:
+        return json.dumps(json_format.MessageToDict(entity.declared), ensure_ascii=False)
+    except ValueError:
+        raise invalid_field(f"entities[{index}].declared", "must have no numbers but finite ones") from None

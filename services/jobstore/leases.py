@@ -15,7 +15,7 @@ Renewal is the one write that does not take its turn: a journal that is busy mus
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 from typing import Final
 
@@ -53,24 +53,19 @@ _HAS_LEASE: Final = "SELECT EXISTS (SELECT FROM coordinator_lease WHERE coordina
 _END_LEASE: Final = "DELETE FROM coordinator_lease WHERE coordinator_id = $1 AND (counter = $2 OR released)"
 _IS_LEASED: Final = "SELECT EXISTS (SELECT FROM coordinator_lease WHERE coordinator_id = $1) AS leased"
 
-# Unfinished flows are few and have an index of their own, by their jobs' status.
+# Unfinished flows are few, and found by an index of their own on their jobs' status.
 _UNFINISHED: Final = """
-    SELECT command.command_id FROM job JOIN command ON command.command_id = job.flow_command_id
-    WHERE job.status IN ('PENDING', 'STARTED') AND NOT job.external
+    SELECT command_id, coordinator_id FROM command
+    WHERE command_id = ANY (ARRAY(SELECT flow_command_id FROM job WHERE status IN ('PENDING', 'STARTED')))
 """
-_OWN: Final = f"{_UNFINISHED} AND command.coordinator_id = $1 ORDER BY job.create_time, job.job_id"
-_OF_DEAD: Final = f"{_UNFINISHED} AND command.coordinator_id = $1 ORDER BY job.create_time, job.job_id LIMIT $2"
+_OF_ONE: Final = f"{_UNFINISHED} AND coordinator_id = $1 ORDER BY create_time, command_id LIMIT $2"
 _OF_NOBODY: Final = f"""
-    {_UNFINISHED} AND NOT EXISTS (
-        SELECT FROM coordinator_lease WHERE coordinator_lease.coordinator_id = command.coordinator_id
-    ) ORDER BY job.create_time, job.job_id LIMIT $1
+    {_UNFINISHED} AND coordinator_id <> ALL (ARRAY(SELECT coordinator_id FROM coordinator_lease))
+    ORDER BY create_time, command_id LIMIT $1
 """
 _TAKE_OVER: Final = """
-    UPDATE command SET coordinator_id = $1, epoch = command.epoch + 1
-    FROM unnest($2::text[]) AS u (command_id), command AS former
-    WHERE command.command_id = u.command_id AND former.command_id = u.command_id
-    RETURNING command.command_id, command.job_id, command.correlation_id, command.epoch,
-              former.coordinator_id AS former_coordinator_id
+    UPDATE command SET coordinator_id = $1, epoch = epoch + 1 WHERE command_id = ANY ($2::text[])
+    RETURNING command_id, job_id, correlation_id
 """
 _TELL: Final = """
     INSERT INTO event (event_id, time, event_type, severity, message, job_id, correlation_id)
@@ -142,33 +137,21 @@ class Leases:
     async def _claim_flows(self, turn: Turn, request: jobstore_pb2.ClaimFlowsRequest) -> list[str]:
         await _require_lease(turn, request.coordinator_id)
         if request.dead_coordinator_id == request.coordinator_id:
-            return [row["command_id"] for row in await turn.writer.fetch(_OWN, request.coordinator_id)]
-        flows = await self._orphans(turn, request)
-        if flows:
-            await self._take_over(turn, request.coordinator_id, flows)
-        return flows
+            return [row["command_id"] for row in await turn.writer.fetch(_OF_ONE, request.coordinator_id, None)]
+        orphans = await _orphans(turn, request)
+        if orphans:
+            await self._take_over(turn, request.coordinator_id, orphans)
+        return list(orphans)
 
-    async def _orphans(self, turn: Turn, request: jobstore_pb2.ClaimFlowsRequest) -> list[str]:
-        """Returns flows that may be taken over: none if the lease has moved since it was seen to stand."""
-        dead, limit = request.dead_coordinator_id, request.limit or FLOWS_AT_ONCE
-        if not dead:
-            rows = await turn.writer.fetch(_OF_NOBODY, limit)
-            return [row["command_id"] for row in rows]
-        if await turn.writer.change(_END_LEASE, dead, request.observed_counter):
-            turn.changed = True
-        elif (await turn.writer.fetch(_IS_LEASED, dead))[0]["leased"]:
-            return []
-        return [row["command_id"] for row in await turn.writer.fetch(_OF_DEAD, dead, limit)]
-
-    async def _take_over(self, turn: Turn, coordinator_id: str, flows: list[str]) -> None:
-        """Fences the former owner: its epoch is an old one from here on."""
+    async def _take_over(self, turn: Turn, coordinator_id: str, orphans: Mapping[str, str]) -> None:
+        """Fences the former owners: their epoch is an old one from here on."""
         turn.changed = True
-        taken = await turn.writer.fetch(_TAKE_OVER, coordinator_id, flows)
+        taken = await turn.writer.fetch(_TAKE_OVER, coordinator_id, list(orphans))
         await turn.writer.change(
             _TELL,
             turn.time,
             [self._ids.new() for _ in taken],
-            [f"Coordinator {coordinator_id} took over from {row['former_coordinator_id']}" for row in taken],
+            [f"Coordinator {coordinator_id} took over from {orphans[row['command_id']]}" for row in taken],
             [row["job_id"] for row in taken],
             [row["correlation_id"] for row in taken],
         )
@@ -176,6 +159,27 @@ class Leases:
     async def claim_hosts(self, coordinator_id: str) -> list[str]:
         """Takes the hosts that nobody with a lease owns, and returns all that the coordinator owns now."""
         return await self._journal.alone(lambda turn: _claim_hosts(turn, coordinator_id))
+
+
+async def _orphans(turn: Turn, request: jobstore_pb2.ClaimFlowsRequest) -> dict[str, str]:
+    """Returns flows that may be taken over, and whose they were; none if the lease has moved since it stood still."""
+    dead, limit = request.dead_coordinator_id, request.limit or FLOWS_AT_ONCE
+    if not dead:
+        rows = await turn.writer.fetch(_OF_NOBODY, limit)
+    elif await _end_lease(turn, dead, request.observed_counter):
+        rows = await turn.writer.fetch(_OF_ONE, dead, limit)
+    else:
+        rows = []
+    return {row["command_id"]: row["coordinator_id"] for row in rows}
+
+
+async def _end_lease(turn: Turn, coordinator_id: str, observed_counter: int) -> bool:
+    """Deletes a lease that still stands where it was seen; tells whether there is none (any more)."""
+    if await turn.writer.change(_END_LEASE, coordinator_id, observed_counter):
+        turn.changed = True
+        return True
+    [row] = await turn.writer.fetch(_IS_LEASED, coordinator_id)
+    return not row["leased"]
 
 
 async def _claim_hosts(turn: Turn, coordinator_id: str) -> list[str]:

@@ -1,8 +1,12 @@
 """The SQL of the journal: one statement a table for what is new, one for what has changed.
 
-$1 is always the transaction's revision and $2 its time; a statement that needs neither says so in its name's comment.
-Rows travel as one array a column (`rows.Shape`). Every change is conditional on what makes it legal; that it found all
-its rows is checked by their count (`writer.py`), so nothing is ever half applied or silently skipped.
+First come the transaction's revision and time, as far as a statement needs them, then the rows, one array a column
+(`rows.Shape`). Every change is conditional on what makes it legal; that it found all its rows is checked by their count
+(`writer.py`), so nothing is ever half applied or silently skipped.
+
+Why a key is compared twice, with its row of `u` and with the whole array: plans are made once and kept, on tables that
+may be empty then and huge later. A join alone may be planned from the wrong side, reading the table's index whole;
+`= ANY (array)` gives the planner no other way than to look up exactly the keys.
 """
 
 from __future__ import annotations
@@ -35,15 +39,17 @@ READ_GUARDS: Final = """
               WHERE command_id = ANY ($2::text[]) AND parent_command_id = '') AS roots,
         ARRAY(SELECT (job.owner, job.request_id, job.job_id, job.request_hash)
               FROM unnest($3::text[], $4::text[]) AS u (owner, request_id)
-              JOIN job ON job.owner = u.owner AND job.request_id = u.request_id AND job.request_id <> '') AS requests,
+              JOIN job ON job.owner = u.owner AND job.request_id = u.request_id
+              WHERE job.owner = ANY ($3) AND job.request_id = ANY ($4) AND job.request_id <> '') AS requests,
         ARRAY(SELECT (entity_lock.entity_type::text, entity_lock.entity_id, entity_lock.flow_command_id,
                       entity_lock.job_id, entity_lock.exclusive, entity_lock.reason)
               FROM unnest($5::text[], $6::text[]) AS u (entity_type, entity_id)
               JOIN entity_lock ON entity_lock.entity_type = u.entity_type AND entity_lock.entity_id = u.entity_id
-             ) AS locks,
+              WHERE entity_lock.entity_type = ANY ($5) AND entity_lock.entity_id = ANY ($6)) AS locks,
         ARRAY(SELECT (entity.entity_type::text, entity.entity_id, entity.version)
               FROM unnest($7::text[], $8::text[]) AS u (entity_type, entity_id)
-              JOIN entity ON entity.entity_type = u.entity_type AND entity.entity_id = u.entity_id) AS versions
+              JOIN entity ON entity.entity_type = u.entity_type AND entity.entity_id = u.entity_id
+              WHERE entity.entity_type = ANY ($7) AND entity.entity_id = ANY ($8)) AS versions
 """
 
 # --- times follow statuses -------------------------------------------------------------------------------------------
@@ -120,7 +126,7 @@ CHANGE_JOBS: Final = f"""
         error = coalesce(u.error, job.error),
         cancel_requested_by = coalesce(u.cancel_requested_by, job.cancel_requested_by)
     FROM {rows.JOB_CHANGE.unnest(3)}
-    WHERE job.job_id = u.job_id AND {_may_change("job")}
+    WHERE job.job_id = u.job_id AND job.job_id = ANY ($3) AND {_may_change("job")}
 """
 CHANGE_STEPS: Final = f"""
     UPDATE step SET
@@ -133,7 +139,7 @@ CHANGE_STEPS: Final = f"""
         external_system_type = coalesce(u.external_system_type, step.external_system_type),
         error = coalesce(u.error, step.error)
     FROM {rows.STEP_CHANGE.unnest(3)}
-    WHERE step.step_id = u.step_id AND {_may_change("step")}
+    WHERE step.step_id = u.step_id AND step.step_id = ANY ($3) AND {_may_change("step")}
 """
 # A sequence marks the root of a flow that was written.
 CHANGE_COMMANDS: Final = f"""
@@ -147,7 +153,7 @@ CHANGE_COMMANDS: Final = f"""
         commit_revision = CASE WHEN u.sequence IS NULL THEN command.commit_revision ELSE $1::bigint END,
         commit_time = CASE WHEN u.sequence IS NULL THEN command.commit_time ELSE $2::timestamptz END
     FROM {rows.COMMAND_CHANGE.unnest(3)}
-    WHERE command.command_id = u.command_id AND {_may_change("command")}
+    WHERE command.command_id = u.command_id AND command.command_id = ANY ($3) AND {_may_change("command")}
 """
 CHANGE_TASKS: Final = f"""
     UPDATE host_task SET
@@ -159,7 +165,7 @@ CHANGE_TASKS: Final = f"""
         error = coalesce(u.error, host_task.error),
         incarnation = coalesce(u.incarnation, host_task.incarnation)
     FROM {rows.TASK_CHANGE.unnest(2)}
-    WHERE host_task.task_id = u.task_id
+    WHERE host_task.task_id = u.task_id AND host_task.task_id = ANY ($2)
 """
 CLEAR_TASKS: Final = """
     UPDATE host_task SET cleared = true WHERE task_id = ANY ($1::text[]) AND NOT cleared AND end_time IS NOT NULL
@@ -175,14 +181,21 @@ HANDLE_REQUESTS: Final = "DELETE FROM flow_request WHERE request_id = ANY ($1::t
 
 # --- entities --------------------------------------------------------------------------------------------------------
 
-_SAME_ENTITY: Final = "entity.entity_type = u.entity_type AND entity.entity_id = u.entity_id"
+
+def _is_entity(table: str, first: int) -> str:
+    """Finds the rows of `table` that `u` names; its keys are the parameters from number `first` on."""
+    return (
+        f"{table}.entity_type = u.entity_type AND {table}.entity_id = u.entity_id"
+        f" AND {table}.entity_type = ANY (${first}) AND {table}.entity_id = ANY (${first + 1})"
+    )
+
 
 # One that was there before goes on from its last version, so that nobody takes the new one for the old one.
 CREATE_ENTITIES: Final = f"""
     WITH u AS MATERIALIZED (SELECT * FROM {rows.ENTITY_CHANGE.unnest(2)}),
          buried AS (
              DELETE FROM tombstone USING u
-             WHERE tombstone.entity_type = u.entity_type AND tombstone.entity_id = u.entity_id
+             WHERE {_is_entity("tombstone", 2)}
              RETURNING tombstone.entity_type, tombstone.entity_id, tombstone.version
          )
     INSERT INTO entity (revision, version, {rows.ENTITY_CHANGE.names})
@@ -197,12 +210,12 @@ CHANGE_ENTITIES: Final = f"""
         status = coalesce(u.status, entity.status),
         declared = coalesce(u.declared::jsonb, entity.declared)
     FROM {rows.ENTITY_CHANGE.unnest(2)}
-    WHERE {_SAME_ENTITY}
+    WHERE {_is_entity("entity", 2)}
 """
 REMOVE_ENTITIES: Final = f"""
     WITH removed AS (
         DELETE FROM entity USING unnest($3::text[], $4::text[]) AS u (entity_type, entity_id)
-        WHERE {_SAME_ENTITY}
+        WHERE {_is_entity("entity", 3)}
         RETURNING entity.entity_type, entity.entity_id, entity.version
     )
     INSERT INTO tombstone (revision, time, version, entity_type, entity_id)
@@ -218,7 +231,7 @@ OBSERVE: Final = f"""
         observed_incarnation = u.observed_incarnation,
         observed_number = u.observed_number
     FROM {rows.OBSERVATION.unnest(2)}
-    WHERE {_SAME_ENTITY}
+    WHERE {_is_entity("entity", 2)}
       AND (entity.observed_incarnation <> u.observed_incarnation OR entity.observed_number < u.observed_number)
 """
 
@@ -226,6 +239,6 @@ OBSERVE: Final = f"""
 
 READ_ENTITIES: Final = f"""
     SELECT {ENTITY_COLUMNS} FROM unnest($1::text[], $2::text[]) AS u (entity_type, entity_id)
-    JOIN entity ON {_SAME_ENTITY}
+    JOIN entity ON {_is_entity("entity", 1)}
 """
 READ_JOBS: Final = f"SELECT {JOB_COLUMNS} FROM job WHERE job_id = ANY ($1::text[])"

@@ -1,10 +1,11 @@
 """The journal's own connection to Postgres, and how its errors are to be understood.
 
 One connection a process, for writing alone. Its plans are made once and kept: that is what makes writing cheap, and
-what makes it dangerous, for a plan that was made on empty tables scans them whole and is kept when they have grown
-(five times the cost, measured). So on this connection nothing may be scanned whole: every statement goes from its
-`unnest` to its rows by an index, at any size, which is what it should do anyway. The checks behind foreign keys obey
-the same. `tests/integration/jobstore/test_plans.py` looks at every plan.
+what makes it dangerous, for a plan that was made on empty tables reads them whole and is kept when they have grown. So
+on this connection there is one way to run a statement, whatever the planner believes of sizes: rows are looked up in an
+index by their keys and meet their changes in a hash. The settings leave no other, the statements are written for it
+(`statements.py`), the checks behind foreign keys obey it too, and `tests/integration/jobstore/test_plans.py` looks at
+every plan.
 
 What an exception means:
 
@@ -34,7 +35,7 @@ SESSION: Final[Mapping[str, str]] = {
     "plan_cache_mode": "force_generic_plan",
     "enable_seqscan": "off",
     "enable_bitmapscan": "off",
-    "enable_hashjoin": "off",
+    "enable_nestloop": "off",
     "enable_mergejoin": "off",
     "jit": "off",
     "default_transaction_isolation": "read committed",  # the guards must see what the last writer has committed

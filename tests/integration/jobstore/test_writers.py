@@ -1,0 +1,211 @@
+"""Many writers, several journals, a Postgres that dies: revisions without gaps, in the order of the commits; what was
+acknowledged is there, once; what was refused left nothing."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import random
+import signal
+from collections import defaultdict
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import asyncpg
+import pytest
+from tests.integration.jobstore.flow import COORDINATOR, Flow, a_flow, lock, request, vm
+
+from chassis.clock import SystemClock
+from chassis.errors import WaybillError
+from jobstore.journal import Journal
+from jobstore.migrate import migrate
+from jobstore.postgres import EmbeddedPostgres
+from waybill.v1 import jobstore_pb2
+
+Connection = asyncpg.Connection
+Result = jobstore_pb2.FlowCommitResult
+Write = Callable[[jobstore_pb2.FlowCommit], Awaitable[Result]]
+
+TAKE_LEASE = "INSERT INTO coordinator_lease VALUES (1, now(), false, $1, '')"
+
+
+@pytest.fixture
+async def lease(connection: Connection) -> None:
+    await connection.execute(TAKE_LEASE, COORDINATOR)
+
+
+def through(journal: Journal) -> Write:
+    async def write(commit: jobstore_pb2.FlowCommit) -> Result:
+        [result] = await journal.commit(request(commit))
+        return result
+
+    return write
+
+
+@dataclass
+class History:
+    """What writers were told."""
+
+    begun: dict[str, int] = field(default_factory=dict)
+    """Job ids by the revision of their first commit."""
+    sequences: dict[str, int] = field(default_factory=dict)
+    """The last acknowledged sequence of each flow."""
+    ended: set[str] = field(default_factory=set)
+    refused: set[str] = field(default_factory=set)
+    revisions: set[int] = field(default_factory=set)
+    milestones: dict[int, asyncio.Event] = field(default_factory=lambda: defaultdict(asyncio.Event))
+    """Set when so many commits were acknowledged."""
+
+    def applied(self, flow: Flow, commit: jobstore_pb2.FlowCommit, result: Result) -> None:
+        assert self.sequences.get(flow.flow_command_id, 0) == commit.sequence - 1
+        self.sequences[flow.flow_command_id] = commit.sequence
+        self.revisions.add(result.revision)
+        if commit.sequence == 1:
+            self.begun[flow.job_id] = result.revision
+        if commit.ends_flow:
+            self.ended.add(flow.job_id)
+        self.milestones[sum(self.sequences.values())].set()
+
+
+async def writer(write: Write, history: History, rng: random.Random, flows: int) -> None:
+    """Runs flows one after the other, now and then under a lock that others want, now and then repeating itself."""
+    for _ in range(flows):
+        flow = a_flow()
+        wanted = [lock(vm(f"vm-{rng.randrange(4)}"), exclusive=rng.random() < 0.7)] if rng.random() < 0.5 else []
+        commits = [flow.first(locks=wanted)]
+        commits += [flow.progress(10 * number) for number in range(1, rng.randrange(1, 4))]
+        commits.append(flow.last())
+        for commit in commits:
+            result = await write(commit)
+            if result.HasField("error"):
+                assert WaybillError.from_status(result.error).reason == "LOCKED"
+                history.refused.add(flow.job_id)
+                break
+            history.applied(flow, commit, result)
+            if rng.random() < 0.2:
+                again = await write(commit)
+                assert (again.revision, again.time) == (result.revision, result.time)
+
+
+async def look(url: str, done: asyncio.Event) -> list[tuple[int, set[str]]]:
+    """Reads head and jobs in one snapshot, again and again."""
+    connection = await asyncpg.connect(url)
+    seen = []
+    while not done.is_set():
+        async with connection.transaction(isolation="repeatable_read", readonly=True):
+            revision = await connection.fetchval("SELECT revision FROM head")
+            seen.append((revision, {row["job_id"] for row in await connection.fetch("SELECT job_id FROM job")}))
+    await connection.close()
+    return seen
+
+
+@pytest.mark.parametrize("seed", range(3))
+async def test_revisions_are_without_gaps_and_in_the_order_of_the_commits(
+    database_url: str, connection: Connection, lease: None, seed: int
+) -> None:
+    rng, history, done = random.Random(seed), History(), asyncio.Event()
+    async with Journal(database_url, SystemClock()) as one, Journal(database_url, SystemClock()) as other:
+        looking = asyncio.create_task(look(database_url, done))
+        await asyncio.gather(
+            *(
+                writer(through([one, other][number % 2]), history, random.Random(rng.random()), flows=8)
+                for number in range(16)
+            )
+        )
+        done.set()
+        seen = await looking
+    head = await connection.fetchval("SELECT revision FROM head")
+    assert history.revisions == set(range(1, head + 1))
+    for revision, jobs in seen:
+        assert jobs == {job_id for job_id, begun in history.begun.items() if begun <= revision}
+    await assert_stored(connection, history)
+
+
+async def assert_stored(connection: Connection, history: History) -> None:
+    """The store holds what writers were told, and nothing else."""
+    roots = await connection.fetch("SELECT command_id, sequence FROM command WHERE parent_command_id = ''")
+    assert {row["command_id"]: row["sequence"] for row in roots} == history.sequences
+    jobs = await connection.fetch("SELECT job_id, status FROM job")
+    assert {row["job_id"] for row in jobs} == history.begun.keys()
+    assert {row["job_id"] for row in jobs if row["status"] == "FINISHED"} == history.ended
+    assert not history.refused & {row["job_id"] for row in jobs}
+    assert await connection.fetchval("SELECT count(*) FROM step") == 4 * len(jobs)
+    assert (
+        await connection.fetchval("SELECT count(*) FROM entity_lock JOIN job USING (job_id) WHERE end_time IS NOT NULL")
+        == 0
+    )
+
+
+# --- Postgres dies ---------------------------------------------------------------------------------------------------
+
+
+@asynccontextmanager
+async def own_postgres(data_dir: Path) -> AsyncIterator[EmbeddedPostgres]:
+    async with EmbeddedPostgres(data_dir, SystemClock()) as postgres:
+        connection = await asyncpg.connect(postgres.url)
+        await migrate(connection)
+        await connection.execute(TAKE_LEASE, COORDINATOR)
+        await connection.close()
+        yield postgres
+
+
+async def test_what_was_acknowledged_survives_a_killed_postgres_once(data_dir: Path) -> None:
+    history, rng = History(), random.Random(7)
+    async with own_postgres(data_dir) as postgres, Journal(postgres.url, SystemClock()) as journal:
+        write = through(journal)
+        writers = asyncio.gather(*(writer(write, history, random.Random(rng.random()), flows=25) for _ in range(12)))
+        for acknowledged in (100, 250, 400):
+            await history.milestones[acknowledged].wait()
+            os.kill(postgres.pid, signal.SIGKILL)
+        await writers
+        connection = await asyncpg.connect(postgres.url)
+        await assert_stored(connection, history)
+        await connection.close()
+
+
+async def test_a_frozen_writer_does_not_hold_the_others(database_url: str, connection: Connection, lease: None) -> None:
+    """One that stops with the mutex in its hand is thrown out by Postgres."""
+    frozen = await asyncpg.connect(database_url, server_settings={"idle_in_transaction_session_timeout": "300"})
+    await frozen.execute("BEGIN")
+    await frozen.execute("UPDATE head SET revision = revision + 1")
+    async with Journal(database_url, SystemClock()) as journal:
+        [result] = await journal.commit(request(a_flow().first()))
+    assert result.revision == 1
+    frozen.terminate()
+
+
+async def test_a_journal_whose_connection_is_cut_goes_on(
+    database_url: str, connection: Connection, lease: None
+) -> None:
+    async with Journal(database_url, SystemClock()) as journal:
+        flow = a_flow()
+        await journal.commit(request(flow.first()))
+        await connection.execute(
+            "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE application_name = 'waybill journal'"
+        )
+        [result] = await journal.commit(request(flow.last()))
+    assert result.revision == 2
+
+
+async def test_while_the_database_is_away_callers_are_told_so(data_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("jobstore.journal.PATIENCE", 0.1)
+    async with own_postgres(data_dir) as postgres:
+        url = postgres.url
+    async with Journal(url, SystemClock()) as journal:
+        with pytest.raises(WaybillError) as refused:
+            await journal.commit(request(a_flow().first()))
+    assert refused.value.reason == "DEPENDENCY_UNAVAILABLE"
+
+
+async def test_what_waits_when_the_journal_closes_is_still_written(
+    database_url: str, connection: Connection, lease: None
+) -> None:
+    async with Journal(database_url, SystemClock()) as journal:
+        waiting = [asyncio.create_task(journal.commit(request(a_flow().first()))) for _ in range(10)]
+        await asyncio.sleep(0)
+    assert [result.revision for [result] in await asyncio.gather(*waiting)] != []
+    assert await connection.fetchval("SELECT count(*) FROM job") == 10
+    with pytest.raises(WaybillError, match="going down"):
+        await journal.commit(request(a_flow().first()))
