@@ -23,7 +23,11 @@ from waybill.v1 import hostagent_pb2, jobs_pb2
 _LONGEST_NAME: Final = 256
 _MOST_ARGUMENTS: Final = 256 * 1024
 
-_STATES: Final[dict[TaskState, Any]] = {state: jobs_pb2.TaskState.Value(f"TASK_STATE_{state}") for state in TaskState}
+_STATES: Final[dict[TaskState, Any]] = {
+    **{state: jobs_pb2.TaskState.Value(f"TASK_STATE_{state}") for state in TaskState},
+    # To a coordinator UNKNOWN is final: the truth is lost. Here it is about to be found out, by the next free worker.
+    TaskState.UNKNOWN: jobs_pb2.TASK_STATE_INIT,
+}
 _RESULTS: Final[dict[TaskResult, Any]] = {
     result: jobs_pb2.TaskResult.Value(f"TASK_RESULT_{result}") for result in TaskResult
 }

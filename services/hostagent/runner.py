@@ -181,8 +181,10 @@ class TaskRunner:
         record = self._records[row.spec.task_id] = record_found(row, self._verbs.get(row.spec.verb))
         if record.task.is_over:
             record.over.set()
-        else:
-            self._enqueue(record)
+            return
+        self._enqueue(record)
+        if record.task.state in (TaskState.ABORTING, TaskState.CLEANING):
+            self._interrupt(record)
 
     def _known(self, task_id: str) -> LedgerRow | None:
         record = self._records.get(task_id)
@@ -251,6 +253,7 @@ class TaskRunner:
             self._interrupt(record)
 
     def _interrupt(self, record: Record) -> None:
+        """Has a task that is to stop come to its end, without waiting for a worker if it has none."""
         if record.worker is not None:
             record.worker.cancel()
         elif not record.taken:

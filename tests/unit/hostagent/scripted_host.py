@@ -1,0 +1,212 @@
+"""An agent under test: the real runner and ledger (in memory) over a host that does as it is told.
+
+    async with an_agent() as agent:
+        await agent.start("t1")                     accepted, durable
+        await agent.host.begun("t1")                a worker is in its verb
+        agent.host.finish("t1", answer=1)           the verb returns
+        ending = await agent.end_of("t1")
+
+`restart()` dismisses the runner, with whatever it was at, and has a new one take up what the ledger has.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
+from contextlib import AsyncExitStack, asynccontextmanager
+from dataclasses import dataclass, field
+from typing import Any, Final
+
+from chassis.clock import ManualClock, SequentialIds
+from chassis.errors import WaybillError
+from hostagent.drivers.arguments import ArgumentSchema, ObjectId
+from hostagent.drivers.driver import Finding, ObjectView, Probed, Recovery, Verb, Work
+from hostagent.ledger import FlowOwner, Ledger
+from hostagent.observations import Observations
+from hostagent.record import Record
+from hostagent.runner import TaskRunner
+from hostagent.task import Ending, Json, TaskSpec, TaskState
+
+AN_OBJECT: Final = ObjectId("o")
+
+
+async def on_object(host: object, work: Work, *, object_id: ObjectId = AN_OBJECT) -> Json:
+    """Works on an object."""
+
+
+def a_verb(name: str, recovery: Recovery = Recovery.RESUME, *, is_call: bool = False) -> Verb:
+    return Verb(name, is_call, recovery, ArgumentSchema.of(on_object), "works on an object", on_object)
+
+
+VERBS: Final = {
+    verb.name: verb
+    for verb in (
+        a_verb("resumable"),
+        a_verb("undoable", Recovery.ROLL_BACK),
+        a_verb("probeable", Recovery.PROBE),
+        a_verb("short", is_call=True),
+    )
+}
+
+
+class ScriptedHost:
+    """A host whose verbs wait for the test to say how they go."""
+
+    def __init__(self) -> None:
+        self.performed: list[str] = []
+        """Every verb that was begun, by task id."""
+        self.at_once = 0
+        """How many are in their verb now."""
+        self.most_at_once = 0
+        self.recovered: list[str] = []
+        """Every recovery action that ran."""
+        self.broken_actions: set[str] = set()
+        self.forgotten: list[str] = []
+        self.finding = Finding(Probed.NOT_DONE)
+        self.refusal: WaybillError | None = None
+        self.works: dict[str, Work] = {}
+        self._ends: dict[str, asyncio.Future[Json]] = {}
+        self._begins: dict[str, asyncio.Event] = {}
+
+    async def begun(self, task_id: str) -> Work:
+        """Waits until a task is in its verb, and returns what the verb was given."""
+        await self._begin(task_id).wait()
+        return self.works[task_id]
+
+    def finish(self, task_id: str, answer: Json = None) -> None:
+        """Has the verb of a task return."""
+        self._ends[task_id].set_result(answer)
+
+    def fail(self, task_id: str, error: Exception) -> None:
+        """Has the verb of a task raise."""
+        self._ends[task_id].set_exception(error)
+
+    def is_at(self, task_id: str) -> bool:
+        """Says whether a task is in its verb now."""
+        return task_id in self._ends and not self._ends[task_id].done()
+
+    def _begin(self, task_id: str) -> asyncio.Event:
+        return self._begins.setdefault(task_id, asyncio.Event())
+
+    async def admit(self, verb: Verb, arguments: Mapping[str, Json], expected_generation: int | None) -> None:
+        if self.refusal is not None:
+            raise self.refusal
+
+    async def perform(self, verb: Verb, work: Work, arguments: Mapping[str, Json]) -> Json:
+        assert not self.is_at(work.task_id), "two workers are at one task"
+        self.performed.append(work.task_id)
+        self.works[work.task_id] = work
+        end = self._ends[work.task_id] = asyncio.get_running_loop().create_future()
+        self._begin(work.task_id).set()
+        self.at_once += 1
+        self.most_at_once = max(self.most_at_once, self.at_once)
+        try:
+            return await end
+        finally:
+            self.at_once -= 1
+            self._begin(work.task_id).clear()
+
+    async def probe(self, verb: Verb, work: Work, arguments: Mapping[str, Json]) -> Finding:
+        return self.finding
+
+    async def recover(self, action: str, work: Work, arguments: Mapping[str, Json]) -> None:
+        if action in self.broken_actions:
+            raise RuntimeError(f"{action} is broken")
+        self.recovered.append(action)
+
+    def forget(self, task_ids: Iterable[str]) -> None:
+        self.forgotten += task_ids
+
+    def forget_all_but(self, task_ids: Iterable[str]) -> None:
+        pass
+
+    def capabilities(self) -> Mapping[str, Json]:
+        return {}
+
+    def objects(self) -> Iterable[ObjectView]:
+        return ()
+
+
+def a_spec(task_id: str, verb: str = "resumable", **fields: Any) -> TaskSpec:
+    return TaskSpec(task_id, verb, **{"arguments": {}, "flow_command_id": "f1", "epoch": 1, **fields})
+
+
+OWNER: Final = FlowOwner("f1", 1)
+
+
+@dataclass
+class Agent:
+    """What a test has in its hands."""
+
+    ledger: Ledger
+    observations: Observations
+    clock: ManualClock
+    host: ScriptedHost = field(default_factory=ScriptedHost)
+    verbs: Mapping[str, Verb] = field(default_factory=lambda: VERBS)
+    limits: dict[str, int] = field(default_factory=dict)
+    stack: AsyncExitStack = field(default_factory=AsyncExitStack)
+
+    async def restart(self) -> None:
+        """Dismisses the runner and has another one take up what there is."""
+        await self.stack.aclose()
+        self.host.works.clear()
+        self.runner = await self.stack.enter_async_context(
+            TaskRunner(
+                verbs=self.verbs,
+                host=self.host,
+                ledger=self.ledger,
+                observations=self.observations,
+                clock=self.clock,
+                **self.limits,
+            )
+        )
+
+    async def start(self, task_id: str, verb: str = "resumable", **fields: Any) -> None:
+        """Starts a task, which must be accepted."""
+        assert await self.start_all(a_spec(task_id, verb, **fields)) == [None]
+
+    async def start_all(self, *specs: TaskSpec) -> Sequence[str | None]:
+        """Starts tasks; returns the reason of each refusal."""
+        return [None if refusal is None else refusal.reason for refusal in await self.runner.start(specs)]
+
+    async def finish(self, task_id: str, answer: Json = None) -> Ending:
+        """Has a task succeed."""
+        await self.host.begun(task_id)
+        self.host.finish(task_id, answer)
+        return await self.end_of(task_id)
+
+    async def end_of(self, task_id: str) -> Ending:
+        """Waits for the end of a task and returns it."""
+        record = self.runner.record(task_id)
+        await record.over.wait()
+        assert record.task.ending is not None
+        return record.task.ending
+
+    async def settle(self) -> None:
+        """Returns when nothing moves any more that does not wait for the host: writes are answered in turn."""
+        for _ in range(8):  # more writes than lie between any two things that a host is asked
+            await self.ledger.live()
+
+    def state_of(self, task_id: str) -> TaskState:
+        return self.runner.record(task_id).task.state
+
+    def record(self, task_id: str) -> Record:
+        return self.runner.record(task_id)
+
+    async def in_ledger(self, task_id: str) -> Any:
+        """Returns what the ledger has of a task, None if nothing."""
+        return next((row for row in await self.ledger.live() if row.spec.task_id == task_id), None)
+
+
+@asynccontextmanager
+async def an_agent(**limits: int) -> AsyncIterator[Agent]:
+    clock = ManualClock()
+    async with (
+        Ledger(":memory:", SequentialIds()) as ledger,
+        Observations(ledger, clock) as observations,
+        AsyncExitStack() as stack,
+    ):
+        agent = Agent(ledger, observations, clock, limits=limits)
+        stack.push_async_callback(lambda: agent.stack.aclose())
+        await agent.restart()
+        yield agent
