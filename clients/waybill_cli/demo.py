@@ -6,7 +6,7 @@
        ILLEGAL with an event, the other three disks and the VM gone
     4  the audit: consistent, no lock, nothing that a host still remembers; everything is stopped
 
-What is expected is written next to what is done (`expect`), is listed at the end, and decides the exit code.
+What is expected is written next to what is done (`self.expect`), is listed at the end, and decides the exit code.
 """
 
 from __future__ import annotations
@@ -14,7 +14,8 @@ from __future__ import annotations
 import asyncio
 import tempfile
 from collections import defaultdict
-from contextlib import AsyncExitStack, ExitStack
+from collections.abc import Iterator, Mapping
+from contextlib import AbstractContextManager, AsyncExitStack, contextmanager, nullcontext
 from pathlib import Path
 from shlex import join
 from typing import Annotated, Any
@@ -23,25 +24,25 @@ from uuid import uuid4
 import typer
 from rich.markup import escape
 
-from waybill.v1.hostagent_pb2 import HostObject
-from waybill.v1.jobs_pb2 import Entity, EntityType, Job, Step
+from waybill.v1.jobs_pb2 import Entity, EntityType, Job
 from waybill_cli.datafile import read_entities
-from waybill_cli.exits import Exit
+from waybill_cli.exits import Complaint, Exit
+from waybill_cli.expectations import Expectations
 from waybill_cli.follow import Show, shown_as, shown_to_the_end
 from waybill_cli.operations import EVENTS_OF_A_JOB
 from waybill_cli.output import Format, out, show, show_rows
 from waybill_cli.process import StartFailed
-from waybill_cli.session import complain, perform
+from waybill_cli.session import perform
 from waybill_cli.stack import Stack
 from waybill_cli.tree import JobPicture
-from waybill_client import HostClient, NotFound, WaybillClient, WaybillError, command_request, status_word, where
+from waybill_client import HostClient, WaybillClient, WaybillError, command_request, where
 from waybill_client.words import plain
 
 DATA_CENTRE = Path(__file__).with_name("demo.yaml")
 FAILING_DISK = "mail-spool"
 
 _VM, _DISK, _HOST = EntityType.ENTITY_TYPE_VM, EntityType.ENTITY_TYPE_DISK, EntityType.ENTITY_TYPE_HOST
-_CLEARED_SECONDS = 15.0
+_JOB_SECONDS = 60.0  # longer than any of these takes on a slow machine
 
 
 def demo(
@@ -54,17 +55,31 @@ def demo(
 
     Exit code 0 if everything went as it should, also what should fail; else 1.
     """
+    with _folder(data) as folder:
+        perform(_show(folder.absolute(), work_ms))
 
-    async def work() -> Exit:
-        folder = data or Path(cleanup.enter_context(tempfile.TemporaryDirectory(prefix="waybill-demo-")))
-        try:
-            return await _show_all(folder.absolute(), work_ms)
-        except StartFailed as failed:
-            complain(str(failed))
-            return Exit.UNREACHABLE
 
-    with ExitStack() as cleanup:
-        perform(work())
+async def _show(folder: Path, work_ms: int) -> Exit:
+    try:
+        return await _show_all(folder, work_ms)
+    except StartFailed as failed:
+        raise Complaint(str(failed), exit_code=Exit.UNREACHABLE) from None
+    except TimeoutError:
+        raise Complaint(f"no end in {_JOB_SECONDS:.0f} seconds", exit_code=Exit.JOB_FAILED) from None
+
+
+def _folder(data: Path | None) -> AbstractContextManager[Path]:
+    if data is None:
+        return _temporary_folder()
+    if data.is_dir() and any(data.iterdir()):
+        raise typer.BadParameter(f"{data} is not empty", param_hint="--data")
+    return nullcontext(data)
+
+
+@contextmanager
+def _temporary_folder() -> Iterator[Path]:
+    with tempfile.TemporaryDirectory(prefix="waybill-demo-") as folder:
+        yield Path(folder)
 
 
 async def _show_all(folder: Path, work_ms: int) -> Exit:
@@ -78,53 +93,24 @@ async def _show_all(folder: Path, work_ms: int) -> Exit:
         }
         for process in stack.processes:
             out.print(f"  {process.name:<14} {process.address:<16} pid {process.pid}")
-        scene = Demo(client, agents, read_entities(DATA_CENTRE), Findings(), work_ms)
-        await scene.load_data_centre({host.name: host.address for host in stack.hosts})
-        await scene.remove_a_vm_with_four_disks()
-        await scene.remove_a_vm_with_one_deletion_failing()
-        await scene.audit()
-    return scene.findings.conclude()
-
-
-class Findings:
-    """What was expected, and whether it was so."""
-
-    def __init__(self) -> None:
-        self._found: list[tuple[bool, str, str]] = []
-
-    def expect(self, what: str, seen: Any, wanted: Any) -> None:
-        """Notes whether what was seen is what was wanted."""
-        as_it_should = seen == wanted
-        self._found.append((as_it_should, what, "" if as_it_should else f": wanted {wanted!r}, saw {seen!r}"))
-
-    def conclude(self) -> Exit:
-        """Lists everything; the program's exit code."""
-        _title("What was expected")
-        for as_it_should, what, difference in self._found:
-            sign = "[green]✓[/green]" if as_it_should else "[bold red]✗[/bold red]"
-            out.print(f"  {sign} {what}{escape(difference)}", soft_wrap=True)
-        wrong = sum(not as_it_should for as_it_should, _, _ in self._found)
-        out.print()
-        out.print(f"{wrong} of {len(self._found)} are not so" if wrong else "[bold green]All of it is so.[/bold green]")
-        return Exit.JOB_FAILED if wrong else Exit.OK
+        scenes = Demo(client, agents, work_ms)
+        await scenes.load_data_centre({host.name: host.address for host in stack.hosts})
+        await scenes.remove_a_vm_with_four_disks()
+        await scenes.remove_a_vm_with_one_deletion_failing()
+        await scenes.audit()
+    _title("What was expected")
+    return Exit.OK if scenes.expect.conclude() else Exit.JOB_FAILED
 
 
 class Demo:
     """The scenes, on a running stack."""
 
-    def __init__(
-        self,
-        client: WaybillClient,
-        agents: dict[str, HostClient],
-        data_centre: list[Entity],
-        findings: Findings,
-        work_ms: int,
-    ) -> None:
-        self.findings = findings
+    def __init__(self, client: WaybillClient, agents: Mapping[str, HostClient], work_ms: int) -> None:
+        self.expect = Expectations(client, agents)
         self._client = client
         self._agents = agents
-        self._data_centre = data_centre
         self._work_ms = work_ms
+        self._data_centre = read_entities(DATA_CENTRE)
 
     async def load_data_centre(self, addresses: dict[str, str]) -> None:
         """Declares hosts and VMs as the file says, hosts under the addresses of their agents."""
@@ -142,13 +128,10 @@ class Demo:
         disks = await self._live_and_die("vm-web", correlation_id)
         await self._program_deletions(disks)
         removed = await self._run("RemoveVm", {"vm_id": "vm-web"}, correlation_id)
-        self._expect_status(removed, "FINISHED")
-        self._expect_steps(removed, dict.fromkeys(disks, "FINISHED"))
-        await self._expect_gone("VM web", _VM, "vm-web")
-        for disk in disks:
-            await self._expect_gone(f"disk {disk}", _DISK, disk)
-            await self._expect_volume(disk, "GONE", {"createVolume": 1, "deleteImage": 1})
-        await self._expect_one_correlation_id(removed, correlation_id)
+        self.expect.status(removed, "FINISHED")
+        self.expect.deletions(removed, dict.fromkeys(disks, "FINISHED"))
+        await self._expect_removed("vm-web", disks)
+        await self.expect.correlation_id(removed, correlation_id)
         await self._show_events(removed)
 
     async def remove_a_vm_with_one_deletion_failing(self) -> None:
@@ -158,28 +141,26 @@ class Demo:
         disks = await self._live_and_die("vm-mail", correlation_id)
         await self._program_deletions(disks, failing=FAILING_DISK)
         removed = await self._run("RemoveVm", {"vm_id": "vm-mail"}, correlation_id)
-        self._expect_status(removed, "FAILED")
-        self._expect_steps(removed, {disk: "FAILED" if disk == FAILING_DISK else "FINISHED" for disk in disks})
-        await self._expect_gone("VM mail", _VM, "vm-mail")
-        for disk in disks:
-            if disk != FAILING_DISK:
-                await self._expect_gone(f"disk {disk}", _DISK, disk)
-                await self._expect_volume(disk, "GONE", {"createVolume": 1, "deleteImage": 1})
-        await self._expect_volume(FAILING_DISK, "LEGAL", {"createVolume": 1})
-        await self._expect_illegal(FAILING_DISK, removed)
-        await self._expect_one_correlation_id(removed, correlation_id)
+        self.expect.status(removed, "FAILED")
+        self.expect.deletions(removed, {**dict.fromkeys(disks, "FINISHED"), FAILING_DISK: "FAILED"})
+        await self._expect_removed("vm-mail", [disk for disk in disks if disk != FAILING_DISK])
+        await self.expect.volume(FAILING_DISK, "LEGAL", {"createVolume": 1})
+        await self.expect.illegal(FAILING_DISK, removed)
+        await self.expect.correlation_id(removed, correlation_id)
         await self._show_events(removed)
 
     async def audit(self) -> None:
         """What must be so after anything."""
         _title("4  The audit")
-        violations = await self._client.check_consistency()
-        out.print(f"  CheckConsistency: {violations or 'no violation'}")
-        self.findings.expect("the store is consistent", [each.message for each in violations], [])
-        locks = [f"{each.entity_id} by {each.job_id}" async for each in self._client.list_locks()]
-        self.findings.expect("no lock is held", locks, [])
-        for host_id, agent in self._agents.items():
-            self.findings.expect(f"{host_id} was told to forget every task", await _remembered(agent), [])
+        await self.expect.consistency()
+        await self.expect.cleared_hosts()
+
+    async def _expect_removed(self, vm_id: str, disks: list[str]) -> None:
+        """The VM and these disks are not declared any more, and their volumes were deleted once."""
+        await self.expect.gone(_VM, vm_id)
+        for disk in disks:
+            await self.expect.gone(_DISK, disk)
+            await self.expect.volume(disk, "GONE", {"createVolume": 1, "deleteImage": 1})
 
     async def _live_and_die(self, vm_id: str, correlation_id: str) -> list[str]:
         """Gives a VM its disks, runs it and stops it; the ids of its disks."""
@@ -192,7 +173,7 @@ class Demo:
         ran = await self._run("RunVm", {"vm_id": vm_id}, correlation_id)
         stopped = await self._run("StopVm", {"vm_id": vm_id}, correlation_id)
         for job in (*added, ran, stopped):
-            self._expect_status(job, "FINISHED")
+            self.expect.status(job, "FINISHED")
         return [disk.entity_id for disk in disks]
 
     async def _run(self, command_type: str, parameters: dict[str, Any], correlation_id: str) -> Job:
@@ -210,7 +191,8 @@ class Demo:
         requests = [command_request(command_type, each, correlation_id=correlation_id) for each in parameters]
         answers = await self._client.run_multiple_commands(requests)
         with shown_as(Format.TABLE, several=len(answers) > 1) as show_change:
-            ended = await asyncio.gather(*(self._to_the_end(answer, show_change) for answer in answers))
+            async with asyncio.timeout(_JOB_SECONDS):
+                ended = await asyncio.gather(*(self._to_the_end(answer, show_change) for answer in answers))
         if not out.is_terminal:  # a terminal has been left with the trees
             show(JobPicture(*ended))
         return ended
@@ -244,66 +226,6 @@ class Demo:
         out.print(f"[bold]waybill events --job {job.job_id}[/bold]")
         events = [event async for event in self._client.list_events(where(job_id=job.job_id))]
         show_rows(events, EVENTS_OF_A_JOB, Format.TABLE)
-
-    async def _expect_one_correlation_id(self, job: Job, correlation_id: str) -> None:
-        """Every row of a job must bear its correlation id."""
-        rows: list[Any] = [job, *job.steps]
-        rows += [event async for event in self._client.list_events(where(job_id=job.job_id))]
-        rows += [command async for command in self._client.list_commands(job.flow_command_id)]
-        rows += [task async for task in self._client.list_host_tasks(job_id=job.job_id)]
-        what = f"{job.description}: job, steps, events, commands and tasks, {len(rows)} rows, bear {correlation_id}"
-        self.findings.expect(what, {row.correlation_id for row in rows}, {correlation_id})
-
-    def _expect_status(self, job: Job, wanted: str) -> None:
-        self.findings.expect(f"{job.description}: {wanted}", status_word(job.status), wanted)
-
-    def _expect_steps(self, job: Job, wanted: dict[str, str]) -> None:
-        seen = {step.subjects[0].entity_id: status_word(step.status) for step in deletions(job)}
-        what = f"its deletions: {list(wanted.values()).count('FINISHED')} FINISHED of {len(wanted)}"
-        self.findings.expect(f"{job.description}, {what}", seen, wanted)
-
-    async def _expect_gone(self, name: str, entity_type: EntityType.ValueType, entity_id: str) -> None:
-        try:
-            seen = (await self._client.get_entity(entity_type, entity_id)).status
-        except NotFound:
-            seen = "gone"
-        self.findings.expect(f"{name} is gone", seen, "gone")
-
-    async def _expect_volume(self, volume_id: str, state: str, effects: dict[str, int]) -> None:
-        things = [thing for agent in self._agents.values() for thing in (await agent.get_host()).objects]
-        seen = [(thing.state, effects_on(thing)) for thing in things if thing.object_id == volume_id]
-        counted = ", ".join(f"{verb} {count}×" for verb, count in effects.items())
-        self.findings.expect(f"volume {volume_id} is {state}; real effects: {counted}", seen, [(state, effects)])
-
-    async def _expect_illegal(self, disk_id: str, job: Job) -> None:
-        disk = await self._client.get_entity(_DISK, disk_id)
-        self.findings.expect(f"disk {disk_id} is ILLEGAL", disk.status, "ILLEGAL")
-        told = [
-            event.entity.entity_id
-            async for event in self._client.list_events(where(job_id=job.job_id))
-            if event.event_type == "DISK_ILLEGAL"
-        ]
-        self.findings.expect("one event tells of it", told, [disk_id])
-
-
-def deletions(job: Job) -> list[Step]:
-    """The steps that delete an image."""
-    return [step for step in job.steps if step.step_type == "DELETE_IMAGE"]
-
-
-def effects_on(thing: HostObject) -> dict[str, int]:
-    """How often each verb really changed the object."""
-    return {counter.verb: counter.effects for counter in thing.counters if counter.effects}
-
-
-async def _remembered(agent: HostClient) -> list[str]:
-    """The tasks that a host still knows, once it has had the time to be told to forget them."""
-    deadline = asyncio.get_running_loop().time() + _CLEARED_SECONDS
-    while True:
-        known = [task.spec.task_id for task in await agent.list_tasks() if task.spec.flow_command_id]
-        if not known or asyncio.get_running_loop().time() > deadline:
-            return known
-        await asyncio.sleep(0.2)
 
 
 def _disk_parameters(disk: Entity) -> dict[str, Any]:

@@ -13,11 +13,11 @@ from typing import Annotated
 
 import typer
 
-from waybill_cli.exits import Exit
+from waybill_cli.exits import Complaint, Exit
 from waybill_cli.logfiles import shown_logs
 from waybill_cli.output import out, tell
 from waybill_cli.process import StartFailed
-from waybill_cli.session import Session, complain, perform
+from waybill_cli.session import Session, perform
 from waybill_cli.stack import Ports, Stack
 from waybill_client import WaybillClient
 
@@ -75,8 +75,7 @@ async def _run(stack: Stack, *, as_json: bool, verbose: bool) -> Exit:
     except asyncio.CancelledError:
         tell("stopped; data stay")
     except StartFailed as failed:
-        complain(str(failed))
-        return Exit.UNREACHABLE
+        raise Complaint(str(failed), exit_code=Exit.UNREACHABLE) from None
     return Exit.OK
 
 
