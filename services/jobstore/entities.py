@@ -81,8 +81,9 @@ def _check(entities: Sequence[jobs_pb2.Entity]) -> None:
         entity_type, entity_id = key = key_of(entity)
         if not 1 <= len(entity_id) <= LONGEST_NAME:
             raise invalid_field(f"{where}.entity_id", f"must have 1-{LONGEST_NAME} characters")
-        if len(entity.name) > LONGEST_NAME:
-            raise invalid_field(f"{where}.name", f"must have at most {LONGEST_NAME} characters")
+        for field, text in (("name", entity.name), ("status", entity.status)):
+            if len(text) > LONGEST_NAME:
+                raise invalid_field(f"{where}.{field}", f"must have at most {LONGEST_NAME} characters")
         if key in seen:
             raise invalid_field(where, f"{entity_type} {entity_id} is there twice")
         seen.add(key)
