@@ -11,6 +11,7 @@ would each get half of the calls, so the second fails to start (exit code 3).
 from __future__ import annotations
 
 import asyncio
+import gc
 import sys
 from collections.abc import Awaitable, Callable, Coroutine, Sequence
 from contextvars import ContextVar
@@ -231,6 +232,7 @@ def run(main: Coroutine[Any, Any, None]) -> None:
 
     Asked to end before `serve` runs, it cancels `main`, whose `async with` then closes what is open.
     """
+    _search_garbage_seldom()
     try:
         with asyncio.Runner(loop_factory=_loop_factory()) as runner:
             if not runner.run(_ends_well(main)):
@@ -247,6 +249,16 @@ async def _ends_well(main: Coroutine[Any, Any, None]) -> bool:
     _lifetime.set(lifetime)
     await _unless_over(lifetime, asyncio.ensure_future(main))
     return not lifetime.failed
+
+
+def _search_garbage_seldom() -> None:
+    """Has Python search for cycles of garbage after 10,000 new objects, not 700, and never among the imported ones.
+
+    What a service works on is hundreds of objects a request, which live for some milliseconds and are in no cycle: with
+    the defaults a busy service spends a tenth of its time searching them.
+    """
+    gc.freeze()
+    gc.set_threshold(10_000, 20, 20)
 
 
 def _loop_factory() -> Callable[[], asyncio.AbstractEventLoop] | None:
