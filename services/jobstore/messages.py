@@ -7,6 +7,7 @@ serialised google.rpc.Status, JSON as JSON.
 import json
 from collections.abc import Iterable
 from datetime import UTC, datetime
+from functools import lru_cache
 from typing import Any, Final, Protocol, TypeVar
 
 from google.protobuf.struct_pb2 import Struct, Value
@@ -18,6 +19,8 @@ from waybill.v1 import jobs_pb2, jobstore_pb2
 V = TypeVar("V", bound=int)
 
 EPOCH: Final = datetime(1970, 1, 1, tzinfo=UTC)
+
+_SMALL: Final = 1_000
 
 
 class Row(Protocol):
@@ -53,8 +56,9 @@ SEVERITY: Final = short_names(jobs_pb2.Severity.items())
 ENTITY_TYPE_NAME: Final = {number: name for name, number in ENTITY_TYPE.items()}
 
 
+@lru_cache(maxsize=1_024)
 def timestamp(time: datetime | None) -> Timestamp | None:
-    """A time of the database; absent stays absent."""
+    """A time of the database; absent stays absent. Kept, for the rows of a commit share theirs: not to be changed."""
     if time is None:
         return None
     since = time - EPOCH
@@ -67,9 +71,18 @@ def status(error: bytes | None) -> Status | None:
 
 
 def struct(text: str) -> Struct | None:
-    """A JSON object; absent if it is empty, as most are."""
+    """A JSON object; absent if it is empty. A small one is kept, for its row is read again: not to be changed."""
     if text == "{}":
         return None
+    return _kept_struct(text) if len(text) <= _SMALL else _struct(text)
+
+
+@lru_cache(maxsize=512)
+def _kept_struct(text: str) -> Struct:
+    return _struct(text)
+
+
+def _struct(text: str) -> Struct:
     message = Struct()
     message.update(json.loads(text))
     return message

@@ -53,18 +53,19 @@ def undone(commands: Iterable[CommandFacts], leaves: Iterable[LeafFacts]) -> Ite
             yield f"command {command.command_id} ({command.command_type}) is {command.status}"
         for path, plan in _declared(command):
             node = f"{len(command.plans)}:{path}"
-            if plan["kind"] == "child":
+            kind = plan.get("kind")
+            if kind == "child":
                 child = places.get((command.command_id, node))
                 if child is None:
                     yield f"command {command.command_id} never began its child {plan.get('command_type')} at {node}"
                 else:
                     counting.append(child)
-            elif plan["kind"] in _LEAVES:
+            elif kind in _LEAVES:
                 leaf = begun.get((command.command_id, node))
                 if leaf is None:
-                    yield f"command {command.command_id} never began its {plan['kind']} at {node}"
+                    yield f"command {command.command_id} never began its {kind} at {node}"
                 elif leaf.outcome != "SUCCESS":
-                    yield f"{plan['kind']} {leaf.task_id} is {leaf.outcome}"
+                    yield f"{kind} {leaf.task_id} is {leaf.outcome}"
 
 
 def _declared(command: CommandFacts) -> Iterator[tuple[str, Mapping[str, Any]]]:

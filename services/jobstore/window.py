@@ -19,7 +19,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
 from enum import Flag, auto
-from functools import cached_property
+from functools import cached_property, lru_cache
 from typing import Final
 
 from jobstore.head import Head
@@ -55,6 +55,7 @@ class Position:
 # --- bytes ---------------------------------------------------------------------------------------------------------
 
 
+@lru_cache(maxsize=4_096)
 def _varint(number: int) -> bytes:
     out = bytearray()
     while number > 0x7F:
@@ -131,10 +132,10 @@ class JobChanged:
     steps: list[jobs_pb2.Step] | None = None
     """All of them; None: not read."""
 
-    @cached_property
-    def basic(self) -> bytes:
+    def __post_init__(self) -> None:
+        self._job_bytes = self.job.SerializeToString()
+        self.basic = upsert(self._job_bytes)
         """The change without steps."""
-        return upsert(self._job_bytes)
 
     @cached_property
     def with_changed_steps(self) -> bytes:
@@ -152,14 +153,10 @@ class JobChanged:
         """The change for a watcher whose filter it does not match any more."""
         return removal(self.job.job_id)
 
-    @cached_property
-    def _job_bytes(self) -> bytes:
-        return self.job.SerializeToString()
-
     def size(self) -> int:
-        """About how many bytes it keeps, as a message and serialised."""
-        steps = sum(int(step.ByteSize()) for step in (*self.changed_steps, *(self.steps or ())))
-        return 500 + 4 * (int(self.job.ByteSize()) + steps)
+        """About how many bytes it keeps, as messages and serialised."""
+        steps = self.changed_steps + (self.steps or [])
+        return 500 + 4 * (len(self._job_bytes) + sum([int(step.ByteSize()) for step in steps]))
 
 
 @dataclass(frozen=True)
