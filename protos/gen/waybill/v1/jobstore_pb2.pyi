@@ -132,7 +132,7 @@ class GetModifiedJobsRequest(_message.Message):
     PAGE_SIZE_FIELD_NUMBER: _builtins.int
     STORE_EPOCH_FIELD_NUMBER: _builtins.int
     since_revision: _builtins.int
-    """At least one is needed; with both the revision is taken."""
+    """0 without a time: from the beginning. With both the revision is taken."""
     page_size: _builtins.int
     """At most 1000; 0: 50. More changes than that: ask again with the answer's revision."""
     store_epoch: _builtins.str
