@@ -85,6 +85,6 @@ async def test_a_port_that_is_taken_is_named(stack: Stack, tmp_path: Path) -> No
 
 
 async def test_a_setting_that_is_no_good_is_told_with_the_services_own_words(tmp_path: Path) -> None:
-    with pytest.raises(StartFailed, match=r"(?s)host-1 ended with 2 before it listened.*HOSTAGENT_SIM_WORK_MS"):
+    with pytest.raises(StartFailed, match=r"(?s)host-. ended with 2 before it listened.*HOSTAGENT_SIM_WORK_MS"):
         async with Stack(tmp_path, environment={"HOSTAGENT_SIM_WORK_MS": "long"}):
             pass
