@@ -6,8 +6,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from coordinator.mutations import Mutations
 from coordinator.plan import EntityRef, Observation, Plan
-from coordinator.rows import Failure, Leaf, Mutations, Notes
+from coordinator.rows import Failure, Leaf, Notes
 
 Json = Any
 

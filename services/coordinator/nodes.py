@@ -3,7 +3,7 @@
         WAITING ──begin──▶ BEGUN ──over──▶ OVER(outcome)
            └──────────────skip────────────▶ OVER(SKIPPED)
 
-A node knows its place (parent, index, path) and counts its unfinished children, so an end costs its depth, not its
+A node knows its place (parent, index, path) and counts its unfinished parts, so an end costs its depth, not its
 siblings. What it stands for in the store (leaf, child command, step) has an id derived from (command, attempt, path).
 """
 
@@ -11,10 +11,14 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from enum import IntEnum
-from uuid import UUID, uuid5
+from hashlib import sha1
+from typing import Final
 
-from coordinator.plan import Concurrently, Plan, Serially
+from coordinator.plan import Call, Change, Child, Concurrently, Plan, Serially, Task, WaitFor
 from coordinator.rows import Command, Failure, Leaf, Status, Step
+
+OUTWARD: Final = (Task, Call, WaitFor, Child)
+"""What leaves a row when it begins; everything else is over in the turn in which it begins, or is made of these."""
 
 
 class NodeState(IntEnum):
@@ -26,7 +30,7 @@ class NodeState(IntEnum):
 
 
 class Outcome(IntEnum):
-    """How a node went, ordered by what it means for the node above: the worst of the children counts."""
+    """How a node went, ordered by what it means for the node above: the worst of the parts counts."""
 
     OK = 0
     SKIPPED = 1
@@ -50,8 +54,16 @@ _STEP_STATUS = {
 
 
 def derived_id(command_id: str, attempt: int, path: str, kind: str) -> str:
-    """The id of what a node begins (kind "leaf" or "command") or of the step that shows it ("step")."""
-    return str(uuid5(UUID(command_id), f"{kind}:{attempt}:{path}"))
+    """The id of what a node begins (kind "leaf" or "command") or of the step that shows it ("step").
+
+    A version 5 UUID, that of `uuid.uuid5(UUID(command_id), …)`; made by hand because each flow needs some.
+    """
+    name = f"{kind}:{attempt}:{path}".encode()
+    digest = bytearray(sha1(bytes.fromhex(command_id.replace("-", "")) + name, usedforsecurity=False).digest())
+    digest[6] = digest[6] & 0x0F | 0x50
+    digest[8] = digest[8] & 0x3F | 0x80
+    text = digest.hex()
+    return f"{text[:8]}-{text[8:12]}-{text[12:16]}-{text[16:20]}-{text[20:32]}"
 
 
 class Node:
@@ -59,19 +71,20 @@ class Node:
 
     __slots__ = (
         "attempt",
-        "children",
         "command",
+        "culprit",
         "error",
         "index",
         "leaf",
         "outcome",
         "parent",
+        "parts",
         "path",
         "plan",
         "progress",
+        "share",
         "state",
         "step",
-        "total_weight",
         "unfinished",
         "worst",
     )
@@ -81,22 +94,28 @@ class Node:
         self.plan = plan
         self.attempt = attempt
         self.path = path
-        self.parent = parent
+        self.parent = parent  # None on the root of a plan
         self.index = index
-        self.children: list[Node] = []
+        self.parts: list[Node] = []
+        self.share = 1.0  # of its parent's progress
         self.state = NodeState.WAITING
         self.outcome = Outcome.OK  # means something once OVER
-        self.worst = Outcome.OK  # of the children that are over
-        self.error: Failure | None = None  # of the first part that failed
+        self.worst = Outcome.OK  # of the parts that are over
+        self.culprit: Node | None = None  # the first part that went as badly as that
+        self.error: Failure | None = None  # that part's, or its own
         self.unfinished = 0
         self.step: Step | None = None  # the step that it names
         self.leaf: Leaf | None = None  # once begun
         self.progress = 0.0
-        self.total_weight = 0.0
 
     def id(self, kind: str) -> str:
         """See `derived_id`."""
         return derived_id(self.command.row.command_id, self.attempt, self.path, kind)
+
+    @property
+    def place(self) -> tuple[str, int, str]:
+        """By which rows name it."""
+        return (self.command.row.command_id, self.attempt, self.path)
 
     @property
     def above(self) -> Node | None:
@@ -104,7 +123,7 @@ class Node:
         return self.parent if self.parent is not None else self.command.node
 
     def nearest_step(self) -> Step | None:
-        """The step that shows it, or else the nearest above."""
+        """The step that shows it, or else the nearest above; None if there is none below EXECUTION."""
         node: Node | None = self
         while node is not None:
             if node.step is not None:
@@ -114,17 +133,28 @@ class Node:
 
     def walk(self) -> Iterator[Node]:
         """Itself and all below, in the order of their paths."""
+        if not self.parts:
+            yield self
+            return
         stack = [self]
         while stack:
             node = stack.pop()
             yield node
-            stack.extend(reversed(node.children))
+            stack.extend(reversed(node.parts))
+
+    def reaches_out(self) -> bool:
+        """Tells whether anything in it leaves a row when it begins."""
+        return any(isinstance(node.plan, OUTWARD) for node in self.walk())
+
+    def has_work(self) -> bool:
+        """Tells whether anything in it does anything."""
+        return any(isinstance(node.plan, (*OUTWARD, Change)) for node in self.walk())
 
 
 class LiveCommand:
     """A command of a live flow: its row, where it hangs in its parent's plan, and its own plan once sealed."""
 
-    __slots__ = ("conflicts", "depth", "names_no_return", "node", "outcome", "root", "row")
+    __slots__ = ("depth", "names_no_return", "node", "outcome", "root", "row")
 
     def __init__(self, row: Command, node: Node | None, depth: int):
         self.row = row
@@ -133,21 +163,23 @@ class LiveCommand:
         self.root: Node | None = None  # of the current attempt's plan; None until sealed
         self.outcome = Outcome.OK  # of its work, once over
         self.names_no_return = False  # its plan says itself where the point of no return is
-        self.conflicts = 0  # how often its notes met a change of what it had read
 
 
 def build(command: LiveCommand, plan: Plan, attempt: int) -> Node:
     """Makes the nodes of a plan, without recursion: plans may be long chains."""
     root = Node(command, plan, attempt, "", None, 0)
-    stack = [root]
+    stack = [root] if isinstance(plan, Concurrently | Serially) else []
     while stack:
         node = stack.pop()
-        if isinstance(node.plan, Concurrently | Serially):
-            prefix = f"{node.path}." if node.path else ""
-            for index, below in enumerate(node.plan.plans):
-                child = Node(command, below, attempt, f"{prefix}{index}", node, index)
-                node.children.append(child)
-                node.total_weight += below.weight
-            node.unfinished = len(node.children)
-            stack.extend(node.children)
+        assert isinstance(node.plan, Concurrently | Serially)
+        plans = node.plan.plans
+        prefix = f"{node.path}." if node.path else ""
+        total = sum(part.weight for part in plans)
+        for index, below in enumerate(plans):
+            part = Node(command, below, attempt, f"{prefix}{index}", node, index)
+            part.share = below.weight / total if total > 0 else 1 / len(plans)
+            node.parts.append(part)
+            if isinstance(below, Concurrently | Serially):
+                stack.append(part)
+        node.unfinished = len(plans)
     return root

@@ -5,7 +5,7 @@
     call(host, verb, arguments)                a short verb that answers at once; a repeat is harmless
     child(command)                             another command
     wait_for(entity, until=…, fails_if=…)      an observation of an entity
-    change(entity, …)                          a change of an entity's declared fields, committed between two stages
+    change(entity, …)                          a change of an entity that was read, committed between two stages
     concurrently(plans)                        all at once; over when all are; failed if any failed
     serially(plans)                            one after the other; after a failure the rest is skipped
 
@@ -16,6 +16,9 @@ has begun (`no_return`).
 A plan is immutable, compares by value and survives JSON unchanged: it is stored ("sealed") in the commit that begins
 it, so what was expected can never be forgotten. A node's *path* (child indexes joined by dots, "" for the root) is its
 name; ids of what it begins are derived from (command, attempt, path), so a repeat meets itself.
+
+Nodes hold plain JSON values (dicts, lists, texts, numbers, true, false, null): what else is put into them does not
+come back from the store as it was.
 """
 
 from __future__ import annotations
@@ -23,15 +26,18 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from enum import StrEnum
-from typing import Any, Protocol
+from typing import Any, Final, Protocol
 
 __all__ = [
+    "MAX_NESTING",
     "Call",
     "Change",
     "Child",
     "Concurrently",
     "Condition",
     "EntityRef",
+    "Former",
+    "Known",
     "Nothing",
     "Observation",
     "Plan",
@@ -53,6 +59,9 @@ __all__ = [
 ]
 
 Json = Any
+
+MAX_NESTING: Final = 64
+"""Nodes within nodes. A chain may be as long as it likes; what nests deeper than this is no plan but a mistake."""
 
 
 class PlanKind(StrEnum):
@@ -77,6 +86,15 @@ class EntityRef:
 
     def __str__(self) -> str:
         return f"{self.entity_type}/{self.entity_id}"
+
+
+@dataclass(frozen=True, slots=True)
+class Former:
+    """What an entity was before it was changed."""
+
+    name: str
+    status: str
+    declared: Mapping[str, Json]
 
 
 @dataclass(frozen=True, slots=True)
@@ -165,13 +183,18 @@ class WaitFor(_Node):
 
 @dataclass(frozen=True, slots=True)
 class Change(_Node):
-    """A change of an entity's declared fields; what is None stays. `remove` deletes it."""
+    """A change of an entity; what is None stays, `declared` are all of its declared fields, `remove` deletes it.
+
+    `former` is what the entity was when the plan was made, None if it did not exist: what a command that fails makes of
+    it again.
+    """
 
     entity: EntityRef
     name: str | None = None
     status: str | None = None
     declared: Mapping[str, Json] | None = None
     remove: bool = False
+    former: Former | None = field(kw_only=True)
 
 
 @dataclass(frozen=True, slots=True)
@@ -199,6 +222,21 @@ class Runnable(Protocol):
     @property
     def parameters_version(self) -> int: ...
     def parameters(self) -> dict[str, Json]: ...
+
+
+class Known(Protocol):
+    """An entity as it was read."""
+
+    @property
+    def ref(self) -> EntityRef: ...
+    @property
+    def name(self) -> str: ...
+    @property
+    def status(self) -> str: ...
+    @property
+    def declared(self) -> Mapping[str, Json]: ...
+    @property
+    def exists(self) -> bool: ...
 
 
 def nothing(**options: Any) -> Nothing:
@@ -238,9 +276,28 @@ def wait_for(
     return WaitFor(entity=entity, until=until, fails_if=fails_if or Condition(), deadline=deadline, **options)
 
 
-def change(entity: EntityRef, **options: Any) -> Change:
-    """Plans a change of an entity's declared fields; see `Change` for the options."""
-    return Change(entity=entity, **options)
+def change(
+    entity: Known,
+    *,
+    name: str | None = None,
+    status: str | None = None,
+    declared: Mapping[str, Json] | None = None,
+    remove: bool = False,
+    **options: Any,
+) -> Change:
+    """Plans a change of an entity that was read (or, if it does not exist, its making).
+
+    What is None stays, and so do the declared fields that are not named. Undone if the command fails.
+    """
+    return Change(
+        entity=entity.ref,
+        name=name,
+        status=status,
+        declared=None if declared is None else {**entity.declared, **declared},
+        remove=remove,
+        former=Former(entity.name, entity.status, dict(entity.declared)) if entity.exists else None,
+        **options,
+    )
 
 
 def concurrently(plans: Iterable[Plan], **options: Any) -> Concurrently:
@@ -266,30 +323,50 @@ _KINDS: dict[type[Any], PlanKind] = {
     Serially: PlanKind.SERIALLY,
 }
 _CLASSES: dict[str, type[Any]] = {kind.value: cls for cls, kind in _KINDS.items()}
-_FIELDS = {cls: tuple((f.name, f.default) for f in fields(cls)) for cls in _KINDS}
+_FIELDS = {
+    cls: tuple((f.name, {} if f.default_factory is dict else f.default) for f in fields(cls) if f.name != "plans")
+    for cls in _KINDS
+}
 
 
 def plan_to_json(plan: Plan) -> dict[str, Json]:
-    """Writes a plan as JSON; fields at their default are left out."""
+    """Writes a plan as JSON; fields at their default are left out.
+
+    Raises:
+        ValueError: it nests deeper than `MAX_NESTING`.
+    """
+    return _to_json(plan, MAX_NESTING)
+
+
+def _to_json(plan: Plan, levels: int) -> dict[str, Json]:
     cls = type(plan)
     result: dict[str, Json] = {"kind": _KINDS[cls].value}
     for name, default in _FIELDS[cls]:
         value = getattr(plan, name)
-        if value != default:
-            result[name] = _value_to_json(value)
+        if value is not default and value != default:
+            result[name] = _WRITERS[name](value) if name in _WRITERS else value
+    if isinstance(plan, Concurrently | Serially) and plan.plans:
+        if not levels:
+            raise ValueError(f"a plan is nested deeper than {MAX_NESTING}")
+        result["plans"] = [_to_json(below, levels - 1) for below in plan.plans]
     return result
 
 
-def _value_to_json(value: Any) -> Json:
-    match value:
-        case EntityRef():
-            return [value.entity_type, value.entity_id]
-        case Condition():
-            return {name: list(values) for name, values in value.fields}
-        case tuple():
-            return [_value_to_json(item) if isinstance(item, EntityRef) else plan_to_json(item) for item in value]
-        case _:
-            return value
+def _ref_to_json(ref: EntityRef) -> Json:
+    return [ref.entity_type, ref.entity_id]
+
+
+def _condition_to_json(condition: Condition) -> Json:
+    return {name: list(values) for name, values in condition.fields}
+
+
+_WRITERS: dict[str, Any] = {
+    "entity": _ref_to_json,
+    "subjects": lambda refs: [_ref_to_json(ref) for ref in refs],
+    "until": _condition_to_json,
+    "fails_if": _condition_to_json,
+    "former": lambda former: former and {"name": former.name, "status": former.status, "declared": former.declared},
+}
 
 
 def plan_from_json(data: Mapping[str, Json]) -> Plan:
@@ -301,7 +378,8 @@ def plan_from_json(data: Mapping[str, Json]) -> Plan:
     cls = _CLASSES.get(data.get("kind", ""))
     if cls is None:
         raise ValueError(f"no plan node of kind {data.get('kind')!r}")
-    options = {name: _READERS.get(name, _same)(value) for name, value in data.items() if name != "kind"}
+    options = {name: _READERS[name](value) if name in _READERS else value for name, value in data.items()}
+    del options["kind"]
     try:
         result: Plan = cls(**options)
     except TypeError as error:
@@ -309,18 +387,15 @@ def plan_from_json(data: Mapping[str, Json]) -> Plan:
     return result
 
 
-def _same(value: Json) -> Any:
-    return value
-
-
-def _condition(value: Mapping[str, Sequence[str]]) -> Condition:
+def _condition_from_json(value: Mapping[str, Sequence[str]]) -> Condition:
     return Condition(tuple((name, tuple(values)) for name, values in value.items()))
 
 
 _READERS: dict[str, Any] = {
     "entity": lambda value: EntityRef(*value),
     "subjects": lambda value: tuple(EntityRef(*item) for item in value),
-    "until": _condition,
-    "fails_if": _condition,
+    "until": _condition_from_json,
+    "fails_if": _condition_from_json,
+    "former": lambda value: value and Former(**value),
     "plans": lambda value: tuple(plan_from_json(item) for item in value),
 }

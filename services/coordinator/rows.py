@@ -1,7 +1,10 @@
-"""The rows of a flow as the tree holds them, and the mutations that a commit makes of them.
+"""The rows of a flow as the tree holds them, and what commands note.
 
 Plain data, standard library only. Names are those of the protos and of the tables; times that the store sets are Unix
 seconds, 0.0 before they are known.
+
+Most of a row never changes once it is stored. The few fields that do are its *image*: what a change on the wire can
+carry, and what is put back when a commit is refused (`book.py`).
 """
 
 from __future__ import annotations
@@ -11,9 +14,10 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Any
 
-from coordinator.plan import EntityRef, Observation
+from coordinator.plan import EntityRef, Former, Observation
 
 Json = Any
+Image = tuple[Any, ...]
 
 
 class Status(StrEnum):
@@ -128,6 +132,14 @@ class Job:
     update_time: float = 0.0
     revision: int = 0
 
+    def image(self) -> Image:
+        """What of it changes."""
+        return (self.status, self.progress, self.cancelable, self.error, self.cancel_requested_by)
+
+    def restore(self, image: Image) -> None:
+        """Makes it what it was."""
+        self.status, self.progress, self.cancelable, self.error, self.cancel_requested_by = image
+
 
 @dataclass(slots=True)
 class Step:
@@ -147,6 +159,14 @@ class Step:
     weight: float = 1.0
     span_id: str = ""
 
+    def image(self) -> Image:
+        """What of it changes."""
+        return (self.status, self.progress, self.external_id, self.error)
+
+    def restore(self, image: Image) -> None:
+        """Makes it what it was."""
+        self.status, self.progress, self.external_id, self.error = image
+
 
 @dataclass(slots=True)
 class Command:
@@ -165,6 +185,14 @@ class Command:
     node: str = ""
     span_id: str = ""
     traceparent: str = ""
+
+    def image(self) -> Image:
+        """What of it changes. `plans` is replaced when it grows, never changed."""
+        return (self.status, self.plans, self.end_attempts, self.error)
+
+    def restore(self, image: Image) -> None:
+        """Makes it what it was."""
+        self.status, self.plans, self.end_attempts, self.error = image
 
 
 @dataclass(slots=True)
@@ -198,14 +226,13 @@ class Leaf:
         """True once its end is known (or known to be unknowable)."""
         return self.state != ""
 
+    def image(self) -> Image:
+        """What of it changes."""
+        return (self.state, self.result, self.answer, self.error, self.incarnation)
 
-@dataclass(frozen=True, slots=True)
-class Former:
-    """What an entity was before a command changed it."""
-
-    name: str
-    status: str
-    declared: Mapping[str, Json]
+    def restore(self, image: Image) -> None:
+        """Makes it what it was."""
+        self.state, self.result, self.answer, self.error, self.incarnation = image
 
 
 @dataclass(slots=True)
@@ -261,83 +288,6 @@ class Notes:
     read_versions: dict[EntityRef, int] = field(default_factory=dict)
     locks: list[LockKey] = field(default_factory=list)
     events: list[EventNote] = field(default_factory=list)
-
-
-@dataclass(slots=True)
-class Mutations:
-    """What one commit changes. Rows are shared with the tree, so a commit must be written down when it is handed out.
-
-    `notes` are kept by (command id, occasion) so that those of one command can be taken back and made again when the
-    store refuses the commit.
-    """
-
-    new_job: bool = False
-    job: bool = False
-    new_steps: dict[str, Step] = field(default_factory=dict)
-    steps: dict[str, Step] = field(default_factory=dict)
-    new_commands: dict[str, Command] = field(default_factory=dict)
-    commands: dict[str, Command] = field(default_factory=dict)
-    new_leaves: dict[str, Leaf] = field(default_factory=dict)
-    leaves: dict[str, Leaf] = field(default_factory=dict)
-    notes: dict[tuple[str, str], Notes] = field(default_factory=dict)
-    snapshots: dict[tuple[str, str], list[Snapshot]] = field(default_factory=dict)
-    report_entities: dict[EntityRef, None] = field(default_factory=dict)
-    handled_requests: list[str] = field(default_factory=list)
-    events: list[EventNote] = field(default_factory=list)
-    ends_flow: bool = False
-
-    def __bool__(self) -> bool:
-        return bool(
-            self.new_job
-            or self.job
-            or self.new_steps
-            or self.steps
-            or self.new_commands
-            or self.commands
-            or self.new_leaves
-            or self.leaves
-            or self.notes
-            or self.events
-            or self.handled_requests
-            or self.ends_flow
-        )
-
-    def absorb(self, later: Mutations) -> None:
-        """Takes in what gathered after it: used when it was refused and has to be made again."""
-        self.job |= later.job
-        self.ends_flow |= later.ends_flow
-        for name in _DICTS:
-            getattr(self, name).update(getattr(later, name))
-        self.handled_requests += later.handled_requests
-        self.events += later.events
-
-    def step(self, step: Step) -> None:
-        """Notes that a step changed."""
-        if step.step_id not in self.new_steps:
-            self.steps[step.step_id] = step
-
-    def command(self, command: Command) -> None:
-        """Notes that a command changed."""
-        if command.command_id not in self.new_commands:
-            self.commands[command.command_id] = command
-
-    def leaf(self, leaf: Leaf) -> None:
-        """Notes that a leaf changed."""
-        if leaf.task_id not in self.new_leaves:
-            self.leaves[leaf.task_id] = leaf
-
-
-_DICTS = (
-    "new_steps",
-    "steps",
-    "new_commands",
-    "commands",
-    "new_leaves",
-    "leaves",
-    "notes",
-    "snapshots",
-    "report_entities",
-)
 
 
 @dataclass(slots=True)

@@ -12,7 +12,8 @@ from google.rpc import error_details_pb2, status_pb2
 
 from chassis.errors import DOMAIN, WaybillError
 from coordinator.flow import FlowTree
-from coordinator.plan import EntityRef, Observation
+from coordinator.mutations import Mutations
+from coordinator.plan import EntityRef, Former, Observation
 from coordinator.rows import (
     Cancel,
     Command,
@@ -21,11 +22,9 @@ from coordinator.rows import (
     EventNote,
     Failure,
     FlowRows,
-    Former,
     Job,
     Leaf,
     LeafKind,
-    Mutations,
     Snapshot,
     Status,
     Step,
@@ -170,7 +169,7 @@ def commit_message(tree: FlowTree, mutations: Mutations, sequence: int, new_id: 
         new_steps=[_step_row(step) for step in mutations.new_steps.values()],
         steps=[_step_change(step) for step in mutations.steps.values()],
         new_commands=[_command_row(command) for command in mutations.new_commands.values()],
-        commands=[_command_change(command) for command in mutations.commands.values()],
+        commands=[_command_change(row, mutations) for row in mutations.commands.values()],
         new_tasks=[_task_row(leaf) for leaf in mutations.new_leaves.values()],
         tasks=[_task_change(leaf) for leaf in mutations.leaves.values()],
         ends_flow=mutations.ends_flow,
@@ -199,8 +198,7 @@ def _add_notes(message: jobstore_pb2.FlowCommit, tree: FlowTree, mutations: Muta
             )
         message.entities.extend(_entity_change(change) for change in notes.changes)
         message.events.extend(_event_row(note, new_id()) for note in notes.events)
-    for snapshots in mutations.snapshots.values():
-        message.snapshots.extend(_snapshot_row(snapshot) for snapshot in snapshots)
+    message.snapshots.extend(_snapshot_row(snapshot) for snapshot in mutations.snapshots)
     message.events.extend(_event_row(note, new_id()) for note in mutations.events)
 
 
@@ -306,11 +304,11 @@ def _command_row(command: Command) -> jobstore_pb2.CommandRow:
     return row
 
 
-def _command_change(command: Command) -> jobstore_pb2.CommandChange:
+def _command_change(command: Command, mutations: Mutations) -> jobstore_pb2.CommandChange:
     change = jobstore_pb2.CommandChange(
         command_id=command.command_id,
         status=COMMAND_STATUS[command.status],
-        plans_json=dump(command.plans) if command.status is CommandStatus.ACTIVE else "",
+        plans_json=dump(command.plans) if command.command_id in mutations.sealed else "",
         end_attempts=command.end_attempts,
     )
     if command.error is not None:

@@ -14,8 +14,8 @@ from typing import Any
 import grpc
 
 from chassis.errors import WaybillError, not_found
-from coordinator.plan import EntityRef, Observation
-from coordinator.rows import EntityChange, EventNote, Former, Notes, Severity
+from coordinator.plan import EntityRef, Former, Observation
+from coordinator.rows import EntityChange, EventNote, Notes, Severity
 
 
 @dataclass(frozen=True, slots=True)

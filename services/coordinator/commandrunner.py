@@ -1,0 +1,320 @@
+"""Runs commands: plans them, seals their plans, and ends them when their work is over.
+
+    NOT_STARTED ──RunPlan──▶ planned ──seal──▶ ACTIVE ──the plan is over──▶ SUCCEEDED | FAILED
+         │                                                                       │ RunEnd
+         └─ refused: by validate, by execute, by the store, by a cancel          ▼
+                    ▼                                          ENDED_SUCCESSFULLY | ENDED_WITH_FAILURE | UNKNOWN
+            ENDED_WITH_FAILURE, without an end method: nothing of it had begun
+
+A command's code (validate, execute, the end methods) has no effect; what it notes comes true with the commit that it
+rides in. While code runs no commit is handed out (`outbox.py`), so a plan and what it begins, a result and the end that
+follows from it, are stored together.
+
+*An end method takes effect once*, because its notes and the end status are one commit. It is run more than once only if
+it raises, if its commit is refused, or if the process dies. `end_attempts` keeps that from going on for ever. The first
+run of a process that has begun the flow itself is free: it costs no commit of its own, and there was none before. Every
+other run is counted, durably, before it is made; so it is also counted if nobody survives it.
+
+Children are planned in the turn of their parent if they are concurrent, when their turn comes if they are serial. One
+that the store would not have (`verdicts`) is refused without being planned again.
+"""
+
+from __future__ import annotations
+
+from typing import Final
+
+from coordinator import events as ev
+from coordinator import failures, leaves
+from coordinator.book import Book
+from coordinator.cancellation import Cancellation
+from coordinator.compensation import Compensation
+from coordinator.nodes import LiveCommand, Node, Outcome, build
+from coordinator.outbox import Outbox
+from coordinator.plan import Change, Child, Plan, plan_from_json, plan_to_json
+from coordinator.planrunner import PlanRunner, seen_from_above
+from coordinator.rows import (
+    Command,
+    CommandStatus,
+    EntityChange,
+    EventNote,
+    Failure,
+    LeafKind,
+    Notes,
+    Severity,
+    Status,
+)
+from coordinator.steptree import EXECUTION, FINALIZATION, VALIDATION, StepTree
+from coordinator.turn import Turn
+
+END_ATTEMPTS: Final = 5
+"""Runs of an end method that raises."""
+END_PAUSE_SECONDS: Final = 0.1
+"""Before the second run; each further pause is twice as long."""
+MAX_DEPTH: Final = 16
+"""Commands below commands."""
+MAX_COMMANDS: Final = 10_000
+"""Commands of a flow."""
+
+_ENDED: Final = {Outcome.OK: CommandStatus.ENDED_SUCCESSFULLY, Outcome.UNKNOWN: CommandStatus.UNKNOWN}
+
+
+class CommandRunner:
+    """See the module. `verdicts` are the failures of commands that the store has refused, by id."""
+
+    def __init__(
+        self, book: Book, outbox: Outbox, steps: StepTree, cancellation: Cancellation, plans: PlanRunner, turn: Turn
+    ) -> None:
+        self.root = LiveCommand(book.root, None, 0)
+        self.thinking: set[str] = set()  # commands whose code is running
+        self.verdicts: dict[str, Failure] = {}
+        self.counts_every_end = False  # the flow was loaded: a run before this one may have killed its process
+        self._live: dict[str, LiveCommand] = {book.root.command_id: self.root}
+        self._book = book
+        self._outbox = outbox
+        self._steps = steps
+        self._cancellation = cancellation
+        self._plans = plans
+        self._turn = turn
+        self._compensation = Compensation(book)
+
+    def live(self, command_id: str) -> LiveCommand:
+        """One of the flow's commands that has been begun."""
+        return self._live[command_id]
+
+    # --- planning ----------------------------------------------------------------------------------------------------
+
+    def begin(self, command: LiveCommand) -> None:
+        """Has a command planned, or takes it up where its rows say that it stands."""
+        row = command.row
+        if row.plans:
+            self._grow(command, plan_from_json(row.plans[-1]), len(row.plans))
+        elif (verdict := self.verdicts.get(row.command_id)) is not None:
+            self.refuse(command, verdict)
+        else:
+            self._think(ev.RunPlan(row.command_id))
+
+    def planned(self, event: ev.Planned) -> None:
+        """validate and execute have run."""
+        if event.command_id not in self.thinking:
+            return  # a cancel was quicker
+        self.thinking.discard(event.command_id)
+        command = self._live[event.command_id]
+        if event.plan is None:
+            assert event.failure is not None
+            self._take_notes(command, "refused", Notes(events=event.notes.events))
+            self.refuse(command, event.failure, executing=event.executing)
+        elif self._cancellation.wish is not None:
+            self.refuse(command, failures.stopped(self._cancellation.wish.message), Outcome.ABORTED)
+        else:
+            self._take_plan(command, event.plan, event.notes)
+
+    def _take_plan(self, command: LiveCommand, plan: Plan, notes: Notes) -> None:
+        try:
+            written = plan_to_json(plan)
+        except ValueError as error:
+            self.refuse(command, failures.plan_invalid(command.row, error), executing=True)
+            return
+        self._take_notes(command, "plan", notes)
+        self._seal(command, plan, written)
+
+    def _seal(self, command: LiveCommand, plan: Plan, written: object) -> None:
+        """Stores what is expected, in the commit that begins it."""
+        row = command.row
+        self._book.change_command(row)
+        row.status = CommandStatus.ACTIVE
+        row.plans = [*row.plans, written]
+        self._book.pending.sealed.add(row.command_id)
+        self._outbox.urgent = True
+        if command.node is None:
+            self._steps.end(self._steps.own(VALIDATION), Status.FINISHED)
+            self._steps.start(self._steps.own(EXECUTION))
+            self._cancellation.seal()
+        root = self._grow(command, plan, len(row.plans))
+        if command.node is None and root.has_work():
+            self._steps.add_own(FINALIZATION)
+
+    def _grow(self, command: LiveCommand, plan: Plan, attempt: int) -> Node:
+        """Makes the nodes of a sealed plan, with the steps that they name, and begins it."""
+        root = command.root = build(command, plan, attempt)
+        for node in root.walk():
+            command.names_no_return |= node.plan.no_return
+            if node.plan.step:
+                self._steps.show(node)
+        self._turn.then(self._plans.begin, root)
+        return root
+
+    def refuse(
+        self, command: LiveCommand, failure: Failure, outcome: Outcome = Outcome.FAILED, *, executing: bool = False
+    ) -> None:
+        """Ends a command of which nothing has begun: no end method, nothing to undo."""
+        row = command.row
+        self._book.change_command(row)
+        row.status, row.error = CommandStatus.ENDED_WITH_FAILURE, failure
+        self._outbox.urgent = True
+        if command.node is not None:
+            self._turn.then(self._plans.over, command.node, outcome, failure)
+            return
+        self._refuse_job(outcome, failure, executing=executing)
+
+    def _refuse_job(self, outcome: Outcome, failure: Failure, *, executing: bool) -> None:
+        validation, execution = self._steps.own(VALIDATION), self._steps.own(EXECUTION)
+        assert validation is not None
+        if executing:
+            self._steps.end(validation, Status.FINISHED)
+            self._steps.end(execution, outcome.status, failure)
+        else:
+            self._steps.end(validation, outcome.status, failure)
+            self._steps.end(execution, Status.SKIPPED, failures.skipped_because_of(VALIDATION, validation))
+        self._end_job(outcome, failure)
+
+    # --- children ----------------------------------------------------------------------------------------------------
+
+    def begin_child(self, node: Node, plan: Child) -> None:
+        """A node that stands for a child begins: makes the child, or finds it in the rows."""
+        command_id = node.id("command")
+        row = self._book.commands.get(command_id)
+        depth = node.command.depth + 1
+        if row is None and (depth > MAX_DEPTH or len(self._book.commands) >= MAX_COMMANDS):
+            limits = f"at most {MAX_COMMANDS} commands, {MAX_DEPTH} deep"
+            self._plans.over(node, Outcome.FAILED, failures.limit_exceeded(plan.command_type, limits))
+            return
+        self._plans.start_work(node)
+        if row is None:
+            row = _child_row(node, command_id, plan)
+            self._book.add_command(row)
+        command = self._live[command_id] = LiveCommand(row, node, depth)
+        if row.status.ended:
+            self._plans.over(node, leaves.outcome_of_command(row), row.error)
+        else:
+            self.begin(command)
+
+    # --- notes -------------------------------------------------------------------------------------------------------
+
+    def note_change(self, command: LiveCommand, path: str, plan: Change) -> None:
+        """A change between two stages."""
+        change = EntityChange(plan.entity, plan.name, plan.status, plan.declared, plan.remove, plan.former)
+        self._take_notes(command, f"change {len(command.row.plans)}:{path}", Notes(changes=[change]))
+
+    def _take_notes(self, command: LiveCommand, occasion: str, notes: Notes) -> None:
+        if not (notes.changes or notes.read_versions or notes.locks or notes.events):
+            return
+        self._book.pending.notes[command.row.command_id, occasion] = notes
+        if occasion != "end":
+            for change in notes.changes:
+                self._compensation.remember(command.row, change)
+
+    # --- the end -----------------------------------------------------------------------------------------------------
+
+    def work_over(self, command: LiveCommand) -> None:
+        """ACTIVE ─▶ SUCCEEDED | FAILED; then its end method runs."""
+        row, root = command.row, command.root
+        assert root is not None
+        command.outcome = outcome = _outcome_of_work(command, root)
+        status = CommandStatus.SUCCEEDED if outcome is Outcome.OK else CommandStatus.FAILED
+        first = row.status is not status
+        if first:
+            self._book.change_command(row)
+            row.status = status
+            row.error = None if outcome is Outcome.OK else root.error
+        if command.node is None:
+            self._steps.end(self._steps.own(EXECUTION), outcome.status, row.error)
+            self._steps.start(self._steps.own(FINALIZATION))
+            self._cancellation.close()
+        if not self.counts_every_end or self._turn.silent:
+            self._run_end(command)
+        elif row.end_attempts <= END_ATTEMPTS:  # the last that was counted may not have been made
+            self._run_end_counted(command, row.end_attempts + 1, at_once=first)
+        else:
+            self._give_up(command, failures.never_came_back(row))
+
+    def _run_end(self, command: LiveCommand) -> None:
+        self._think(ev.RunEnd(command.row.command_id, command.outcome is Outcome.OK))
+
+    def end_again(self, command_id: str) -> None:
+        """The pause before a counted run of an end method is over."""
+        command = self._live.get(command_id)
+        if command is not None and not command.row.status.ended and command_id not in self.thinking:
+            self._run_end(command)
+
+    def end_method_ran(self, event: ev.Ended) -> None:
+        """The end method has run."""
+        if event.command_id not in self.thinking:
+            return
+        self.thinking.discard(event.command_id)
+        command = self._live[event.command_id]
+        made = max(1, command.row.end_attempts)
+        if event.failure is None:
+            notes = self._compensation.undo(command.row) if event.compensate else event.notes
+            self._take_notes(command, "end", notes)
+            self._end(command)
+        elif made < END_ATTEMPTS:
+            self._run_end_counted(command, made + 1)
+        else:
+            self._give_up(command, event.failure)
+
+    def _run_end_counted(self, command: LiveCommand, attempt: int, *, at_once: bool = False) -> None:
+        """Counts a run of the end method; it is made after a pause, once the count is durable."""
+        row = command.row
+        self._book.change_command(row)
+        row.end_attempts = attempt
+        pause = 0.0 if at_once else END_PAUSE_SECONDS * 2 ** (attempt - 1)
+        self._outbox.acts.append(ev.SetTimer(f"end {row.command_id}", self._turn.now + pause))
+
+    def _give_up(self, command: LiveCommand, failure: Failure) -> None:
+        row = command.row
+        self._book.change_command(row)
+        row.error, command.outcome = failure, Outcome.FAILED
+        if command.node is None:
+            self._steps.end(self._steps.own(FINALIZATION), Status.FAILED, failure)
+        message = f"{row.command_type} ({row.command_id}): {failure.message}"
+        self._book.pending.events.append(EventNote("END_METHOD_GAVE_UP", Severity.ALERT, message))
+        self._end(command)
+
+    def _end(self, command: LiveCommand) -> None:
+        """SUCCEEDED | FAILED ─▶ an end status."""
+        row, outcome = command.row, command.outcome
+        self._book.change_command(row)
+        row.status = _ENDED.get(outcome, CommandStatus.ENDED_WITH_FAILURE)
+        if command.node is not None:
+            self._plans.over(command.node, outcome, row.error)
+            return
+        self._steps.end(self._steps.own(FINALIZATION), Status.FINISHED)
+        self._end_job(outcome, row.error)
+
+    def _end_job(self, outcome: Outcome, error: Failure | None) -> None:
+        """The flow's last commit; what it began is cleared on its hosts afterwards."""
+        job = self._book.change_job()
+        job.status, failure = self._cancellation.status_of(outcome, error)
+        if job.status is Status.FINISHED:
+            job.progress = 100
+        else:
+            job.error = failure
+        self._cancellation.close()
+        self._book.pending.ends_flow = True
+        sent = tuple(leaf for leaf in self._book.leaves.values() if leaf.kind is not LeafKind.WAIT)
+        if sent:
+            self._outbox.acts.append(ev.Clear(sent))
+        self._outbox.acts.append(ev.Done())
+
+    def _think(self, effect: ev.RunPlan | ev.RunEnd) -> None:
+        self.thinking.add(effect.command_id)
+        self._turn.effects.append(effect)
+
+
+def _outcome_of_work(command: LiveCommand, root: Node) -> Outcome:
+    """What the end of a plan means for its command. The root's is shown by EXECUTION, which is never UNKNOWN."""
+    outcome = seen_from_above(root)
+    return Outcome.FAILED if outcome is Outcome.UNKNOWN and command.node is None else outcome
+
+
+def _child_row(node: Node, command_id: str, plan: Child) -> Command:
+    step = node.nearest_step()
+    return Command(
+        command_id=command_id,
+        parent_command_id=node.command.row.command_id,
+        command_type=plan.command_type,
+        parameters=plan.parameters,
+        parameters_version=plan.parameters_version,
+        step_id=step.step_id if step is not None else "",
+        node=f"{node.attempt}:{node.path}",
+    )

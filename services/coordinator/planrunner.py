@@ -1,0 +1,320 @@
+"""Runs sealed plans: begins nodes, hears how they are, and knows what their ends mean for what they are part of.
+
+    begin ─┬─ nothing, change, an empty group ─────────────────────▶ over(OK), in the same turn
+           ├─ task, call, wait ─▶ intent ─▶ what hosts say ────────▶ over
+           ├─ child ───────────▶ `commandrunner.py` ───────────────▶ over
+           ├─ concurrently ────▶ begin all ─▶ the last is over ────▶ over(the worst of them)
+           └─ serially ────────▶ begin the first ─▶ … the next … ──▶ over
+                                                 └─ not well: the rest is skipped
+
+    over ─▶ the parent counts down ─▶ over …   and at the root of a plan: the work of its command is over
+
+A node is over when its parts are, and nothing else ends one. What its end means above it: best effort is well whatever
+happened; what was left out because of a cancel is ABORTED; where a step says UNKNOWN, what is above it has FAILED.
+
+*Taking up rows is the same code.* `begin` finds the row of what has begun and goes on from there; what has a row and is
+over is over at once, and so on up to where the flow stands. Nodes without rows of their own follow from those that have
+them, because a commit holds whole consequences. Only a cancel could blur that, so a cancel keeps from beginning what
+reaches out and nothing else: `nothing` and `change` still follow the stage that ended well before them.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Final, Protocol
+
+from coordinator import events as ev
+from coordinator import failures, leaves, waits
+from coordinator.book import Book
+from coordinator.cancellation import Cancellation
+from coordinator.nodes import LiveCommand, Node, NodeState, Outcome
+from coordinator.outbox import Outbox
+from coordinator.plan import (
+    Call,
+    Change,
+    Child,
+    Concurrently,
+    EntityRef,
+    Nothing,
+    Observation,
+    Plan,
+    Serially,
+    Task,
+    WaitFor,
+)
+from coordinator.rows import Failure, Leaf, LeafKind, Status, Step
+from coordinator.steptree import StepTree
+from coordinator.turn import Turn
+from coordinator.waits import Waits
+
+
+class Commands(Protocol):
+    """What it needs of `CommandRunner`."""
+
+    def begin_child(self, node: Node, plan: Child) -> None: ...
+    def note_change(self, command: LiveCommand, path: str, plan: Change) -> None: ...
+    def work_over(self, command: LiveCommand) -> None: ...
+
+
+class PlanRunner:
+    """See the module."""
+
+    commands: Commands  # set once both runners are there
+
+    def __init__(self, book: Book, outbox: Outbox, steps: StepTree, cancellation: Cancellation, turn: Turn) -> None:
+        self.waits = Waits()
+        self._book = book
+        self._outbox = outbox
+        self._steps = steps
+        self._cancellation = cancellation
+        self._turn = turn
+        self._open: dict[str, Node] = {}  # begun leaves that are not over, by id
+        self._places: set[tuple[str, int, str]] = set()  # where something had begun when a cancelled flow is taken up
+
+    def take_up(self) -> None:
+        """Rows are about to be taken up."""
+        if self._cancellation.wish is not None:
+            self._places = self._book.begun_places()
+
+    # --- begin -------------------------------------------------------------------------------------------------------
+
+    def begin(self, node: Node) -> None:
+        """WAITING ─▶ BEGUN, or to OVER at once; takes a begun node up where its rows say that it stands."""
+        if self._cancellation.wish is not None and self._is_left_out(node):
+            self._leave_out(node, self._cancellation.wish)
+            return
+        node.state = NodeState.BEGUN
+        _BEGIN[type(node.plan)](self, node)
+
+    def _begin_nothing(self, node: Node) -> None:
+        self._start(node)
+        self.over(node, Outcome.OK)
+
+    def _begin_change(self, node: Node) -> None:
+        assert isinstance(node.plan, Change)
+        self._start(node)
+        if not self._turn.replaying:  # else it rode in the commit that began what came after it
+            self.commands.note_change(node.command, node.path, node.plan)
+        self.over(node, Outcome.OK)
+
+    def _begin_concurrently(self, node: Node) -> None:
+        self._start(node)
+        for part in node.parts:
+            self.begin(part)
+        if not node.parts:
+            self.over(node, Outcome.OK)
+
+    def _begin_serially(self, node: Node) -> None:
+        self._start(node)
+        if node.parts:
+            self.begin(node.parts[0])
+        else:
+            self.over(node, Outcome.OK)
+
+    def _begin_child(self, node: Node) -> None:
+        assert isinstance(node.plan, Child)
+        self.commands.begin_child(node, node.plan)
+
+    def _begin_leaf(self, node: Node) -> None:
+        task_id = node.id("leaf")
+        leaf = self._book.leaves.get(task_id)
+        fresh = leaf is None
+        if leaf is None:
+            leaf = leaves.intent(node, task_id, self._steps.around(node).step_id, self._turn.now)
+            self._book.add_leaf(leaf)
+        node.leaf = leaf
+        self.start_work(node)
+        if leaf.kind is LeafKind.TASK:
+            self._steps.lend_external_id(self._steps.around(node), task_id)
+        if leaf.over:
+            self.over(node, leaves.outcome_of(leaf), leaf.error)
+        else:
+            self._open[task_id] = node
+            self._ask(node, leaf, fresh)
+
+    def _ask(self, node: Node, leaf: Leaf, fresh: bool) -> None:
+        """Has its host begin: once the intent is stored, or at once if it is."""
+        if leaf.kind is LeafKind.WAIT:
+            self.waits.open(node, leaf)
+            if fresh:
+                assert leaf.entity is not None
+                self._book.pending.report_entities[leaf.entity] = None
+                self._outbox.urgent = True
+        if not fresh and self._turn.silent:
+            return
+        asked = self._outbox.acts if fresh else self._turn.effects
+        if leaf.deadline and leaf.kind is not LeafKind.CALL:
+            asked.append(ev.SetTimer(f"leaf {leaf.task_id}", leaf.deadline))
+        if leaf.kind is LeafKind.TASK:
+            asked.append(ev.Start(leaf))
+        elif leaf.kind is LeafKind.CALL:
+            asked.append(ev.CallHost(leaf))
+
+    def start_work(self, node: Node) -> None:
+        """A leaf or child begins: if its flow's plan names no point of no return, the first is it."""
+        self._start(node)
+        command = node.command
+        if command.node is None and not command.names_no_return:
+            self._cancellation.pass_no_return()
+
+    def _start(self, node: Node) -> None:
+        self._steps.start(node.step)
+        if node.plan.no_return:
+            self._cancellation.pass_no_return()
+
+    # --- over --------------------------------------------------------------------------------------------------------
+
+    def over(self, node: Node, outcome: Outcome, error: Failure | None = None) -> None:
+        """BEGUN ─▶ OVER, with all that follows."""
+        node.state, node.outcome, node.error = NodeState.OVER, outcome, error
+        if outcome is Outcome.OK:
+            self._steps.advance(node, 1.0)
+        self._steps.end(node.step, outcome.status, error)
+        if node.parent is None:
+            self.commands.work_over(node.command)
+        else:
+            self._part_over(node.parent, node)
+
+    def _part_over(self, whole: Node, part: Node) -> None:
+        outcome = seen_from_above(part)
+        if outcome > whole.worst:
+            whole.worst, whole.culprit, whole.error = outcome, part, part.error
+        whole.unfinished -= 1
+        if whole.unfinished and isinstance(whole.plan, Serially):
+            if outcome is Outcome.OK:
+                self._turn.then(self.begin, whole.parts[part.index + 1])
+                return
+            self._skip_rest(whole, part, outcome)
+        if not whole.unfinished:
+            self.over(whole, whole.worst, whole.error)
+
+    def _skip_rest(self, whole: Node, part: Node, outcome: Outcome) -> None:
+        wish = self._cancellation.wish
+        if outcome is Outcome.ABORTED and wish is not None:
+            reason = failures.skipped_by_wish(wish)
+        else:
+            reason = failures.skipped_because_of(*_culprit(part))
+        for later in whole.parts[part.index + 1 :]:
+            self._skip(later, reason)
+        whole.unfinished = 0
+
+    def _skip(self, node: Node, reason: Failure) -> None:
+        """WAITING ─▶ OVER(SKIPPED), it and all below."""
+        for each in node.walk():
+            each.state, each.outcome = NodeState.OVER, Outcome.SKIPPED
+            self._steps.end(each.step, Status.SKIPPED, reason)
+
+    def _is_left_out(self, node: Node) -> bool:
+        """Tells whether a cancel keeps a node from beginning: it had not begun, and would reach out."""
+        return node.place not in self._places and node.reaches_out()
+
+    def _leave_out(self, node: Node, wish: Failure) -> None:
+        self._skip(node, failures.skipped_by_wish(wish))
+        self.over(node, Outcome.SKIPPED, failures.stopped(wish.message))
+
+    # --- what is heard -----------------------------------------------------------------------------------------------
+
+    def reported(self, report: ev.LeafReported) -> bool:
+        """A host says how a task or call is. True if that decided something."""
+        node = self._open.get(report.task_id)
+        if node is None or node.leaf is None or node.leaf.kind is LeafKind.WAIT:
+            return False
+        leaf = node.leaf
+        if report.lost:
+            self._end_leaf(node, leaf, "UNKNOWN", "", report.error or failures.task_lost(leaf))
+        elif report.result:
+            self._book.change_leaf(leaf)
+            leaf.answer = leaves.answer_in(leaf, report)
+            leaf.incarnation = report.incarnation or leaf.incarnation
+            self._end_leaf(node, leaf, "FINISHED", report.result, report.error)
+        else:
+            self._steps.advance(node, report.progress / 100)
+            return False
+        return True
+
+    def seen(self, entity: EntityRef, observation: Observation) -> bool:
+        """An entity was observed. True if that decided something."""
+        decided = False
+        for node in self.waits.on(entity):
+            found = waits.meaning(node, observation)
+            if found is not None and node.leaf is not None:
+                decided = True
+                self._end_leaf(node, node.leaf, "FINISHED", *found)
+        return decided
+
+    def deadline_passed(self, task_id: str) -> bool:
+        """A leaf's deadline passed: a wait fails; a task is stopped, and fails only when its host says so."""
+        node = self._open.get(task_id)
+        if node is None or node.leaf is None:
+            return False
+        if node.leaf.kind is LeafKind.WAIT:
+            self._end_leaf(node, node.leaf, "FINISHED", "CLEAN_SUCCESS", failures.not_seen_in_time(node.leaf))
+        else:
+            self._outbox.acts.append(ev.Stop(node.leaf))
+        return True
+
+    def stop_all(self, wish: Failure) -> None:
+        """Stops what runs: tasks by their hosts, waits at once; calls are awaited."""
+        for node in list(self._open.values()):
+            leaf = node.leaf
+            assert leaf is not None
+            if leaf.kind is LeafKind.TASK:
+                self._outbox.acts.append(ev.Stop(leaf))
+            elif leaf.kind is LeafKind.WAIT:
+                self._end_leaf(node, leaf, "FINISHED", "CLEAN_SUCCESS", failures.stopped(wish.message))
+
+    def _end_leaf(self, node: Node, leaf: Leaf, state: str, result: str, error: Failure | None) -> None:
+        self._book.change_leaf(leaf)
+        leaf.state, leaf.result = state, result
+        leaf.error = leaves.error_of(leaf, error, self._cancellation.wish, self._turn.now)
+        if (alarm := leaves.alarm(leaf)) is not None:
+            self._book.pending.events.append(alarm)
+            self._outbox.urgent = True
+        if leaf.kind is LeafKind.WAIT:
+            self.waits.close(leaf)
+        del self._open[leaf.task_id]
+        self.over(node, leaves.outcome_of(leaf), leaf.error)
+
+
+_BEGIN: Final[dict[type[Plan], Any]] = {
+    Task: PlanRunner._begin_leaf,
+    Call: PlanRunner._begin_leaf,
+    WaitFor: PlanRunner._begin_leaf,
+    Child: PlanRunner._begin_child,
+    Concurrently: PlanRunner._begin_concurrently,
+    Serially: PlanRunner._begin_serially,
+    Change: PlanRunner._begin_change,
+    Nothing: PlanRunner._begin_nothing,
+}
+
+
+def seen_from_above(node: Node) -> Outcome:
+    """What the end of a part means for what it is part of."""
+    outcome = node.outcome
+    if outcome is Outcome.OK or node.plan.best_effort:
+        return Outcome.OK
+    if outcome is Outcome.SKIPPED:
+        return Outcome.ABORTED  # only a cancel leaves out a part whose whole goes on
+    if outcome is Outcome.UNKNOWN and node.step is not None:
+        return Outcome.FAILED
+    return outcome
+
+
+def _culprit(node: Node) -> tuple[str, Step | None]:
+    """Whom to name for a part that did not end well: the innermost step that shows it, else what it is."""
+    named = node.step
+    while node.culprit is not None:
+        node = node.culprit
+        named = node.step or named
+    return (named.step_type, named) if named is not None else (_title(node.plan), None)
+
+
+def _title(plan: Plan) -> str:
+    match plan:
+        case Task() | Call():
+            return f"{plan.verb} on {plan.host_id}"
+        case Child():
+            return plan.command_type
+        case WaitFor():
+            return f"the wait for {plan.entity}"
+        case _:
+            return "what went before"

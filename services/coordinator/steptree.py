@@ -1,0 +1,172 @@
+"""The steps of a flow: what people see of it, and how far it is.
+
+    VALIDATION
+    EXECUTION      ◀─ the steps that nodes of the plan name, children's under that of the node that stands for them
+    FINALIZATION      only when the plan has work
+
+Steps of a plan are there from the moment it is sealed, PENDING; `number` orders them among their siblings. A step's id
+is derived from the place of its node, so a loaded tree finds the step that it would otherwise make.
+
+Progress rises from leaves to the root by weight: a node's progress is the weighted mean of its parts', and what a part
+gains, all above it gain, so a report costs its depth. Only what ended well counts whole. Shown are whole percents, at
+most 99 before the end; they never fall, also when a new process knows less than the old one had heard.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from typing import Final
+
+from coordinator.book import Book
+from coordinator.nodes import Node, derived_id
+from coordinator.plan import EntityRef, Plan
+from coordinator.rows import Failure, Status, Step, Subject
+
+VALIDATION: Final = "VALIDATION"
+EXECUTION: Final = "EXECUTION"
+FINALIZATION: Final = "FINALIZATION"
+
+
+class StepTree:
+    """See the module."""
+
+    def __init__(self, book: Book, subject_names: Mapping[EntityRef, str]) -> None:
+        self._book = book
+        self._names = subject_names
+        self._numbers: dict[str, int] = {}  # parent step id -> next number
+        self._own: dict[str, Step] = {}  # VALIDATION, EXECUTION, FINALIZATION
+        for step in book.steps.values():
+            self._count(step)
+            if not step.parent_step_id:
+                self._own[step.step_type] = step
+
+    # --- which there are ---------------------------------------------------------------------------------------------
+
+    def own(self, step_type: str) -> Step | None:
+        """One of the three that every job has; None if it has not."""
+        return self._own.get(step_type)
+
+    def add_own(self, step_type: str, status: Status = Status.PENDING) -> None:
+        """Adds one of the three."""
+        root_id = self._book.root.command_id
+        step = Step(
+            step_id=derived_id(root_id, 0, step_type, "step"),
+            parent_step_id="",
+            command_id=root_id,
+            step_type=step_type,
+            number=self._numbers.get("", 0),
+            status=status,
+        )
+        self._own[step_type] = step
+        self._add(step)
+
+    def show(self, node: Node) -> None:
+        """Gives a node the step that it names: the one that is stored, or a new one."""
+        step_id = node.id("step")
+        step = self._book.steps.get(step_id)
+        if step is None:
+            step = self._planned_step(node, step_id)
+            self._add(step)
+        node.step = step
+
+    def _planned_step(self, node: Node, step_id: str) -> Step:
+        plan, above = node.plan, node.above
+        parent = self.around(above) if above is not None else self._own[EXECUTION]
+        return Step(
+            step_id=step_id,
+            parent_step_id=parent.step_id,
+            command_id=node.command.row.command_id,
+            step_type=plan.step,
+            number=self._numbers.get(parent.step_id, 0),
+            description=plan.description,
+            subjects=tuple(
+                Subject(ref.entity_type, ref.entity_id, self._names.get(ref, "")) for ref in _subjects_of(plan)
+            ),
+            weight=plan.weight,
+        )
+
+    def around(self, node: Node) -> Step:
+        """The step that shows a node, or else the nearest above."""
+        return node.nearest_step() or self._own[EXECUTION]
+
+    def in_order(self) -> list[Step]:
+        """All steps, parents before children, by number."""
+        below: dict[str, list[Step]] = {}
+        for step in self._book.steps.values():
+            below.setdefault(step.parent_step_id, []).append(step)
+        ordered: list[Step] = []
+        stack = sorted(below.get("", []), key=lambda step: -step.number)
+        while stack:
+            step = stack.pop()
+            ordered.append(step)
+            stack.extend(sorted(below.get(step.step_id, []), key=lambda child: -child.number))
+        return ordered
+
+    def _add(self, step: Step) -> None:
+        self._book.add_step(step)
+        self._count(step)
+
+    def _count(self, step: Step) -> None:
+        self._numbers[step.parent_step_id] = max(self._numbers.get(step.parent_step_id, 0), step.number + 1)
+
+    # --- how they are ------------------------------------------------------------------------------------------------
+
+    def start(self, step: Step | None) -> None:
+        """PENDING ─▶ STARTED; nothing if it was begun before."""
+        if step is not None and step.status is Status.PENDING:
+            self._book.change_step(step)
+            step.status = Status.STARTED
+
+    def end(self, step: Step | None, status: Status, error: Failure | None = None) -> None:
+        """PENDING or STARTED ─▶ an end status, which never changes again."""
+        if step is None or step.status.ended:
+            return
+        self._book.change_step(step)
+        step.status = status
+        if status is Status.FINISHED:
+            step.progress = 100
+        else:
+            step.error = error
+
+    def lend_external_id(self, step: Step, external_id: str) -> None:
+        """A task under it makes no step of its own; the first one's id is shown."""
+        if not step.external_id:
+            self._book.change_step(step)
+            step.external_id = external_id
+
+    def advance(self, node: Node, fraction: float) -> None:
+        """Raises a node's progress, and that of all above it by what it counts there."""
+        gain = fraction - node.progress
+        if gain <= 0:
+            return
+        node.progress = fraction
+        while (above := node.above) is not None:
+            self._show_progress(node.step, node.progress)
+            gain *= node.share
+            above.progress = min(1.0, above.progress + gain)
+            node = above
+        self._show_progress(node.step, node.progress)
+        self._show_progress(self._own[EXECUTION], node.progress)
+        percent = _percent(node.progress)
+        if percent > self._book.job.progress:
+            self._book.change_job().progress = percent
+
+    def _show_progress(self, step: Step | None, fraction: float) -> None:
+        if step is None or step.status.ended:
+            return
+        percent = _percent(fraction)
+        if percent > step.progress:
+            self._book.change_step(step)
+            step.progress = percent
+
+
+def _percent(fraction: float) -> int:
+    """Whole percents of what is not over; 100 is said by the end alone."""
+    return min(99, int(fraction * 100 + 1e-6))
+
+
+def _subjects_of(plan: Plan) -> Iterable[EntityRef]:
+    if plan.subjects:
+        return plan.subjects
+    entity = getattr(plan, "entity", None)
+    return () if entity is None else (entity,)

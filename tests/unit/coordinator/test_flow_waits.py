@@ -1,0 +1,161 @@
+"""Waits: what an observation of an entity means, and which observations count."""
+
+from __future__ import annotations
+
+from tests.unit.coordinator.flow_scenario import VM, Scenario, Script, a_child, a_flow, a_running_flow
+
+from coordinator import events as ev
+from coordinator.plan import Observation, call, concurrently, serially, state, task, wait_for
+from coordinator.rows import LeafKind, Status
+
+UP = wait_for(VM, until=state("UP"), fails_if=state("DOWN", "ERROR"), step="SEEN_UP", deadline=30)
+RUN = serially([call("h1", "createVm", entity=VM), UP], step="START_VM")
+
+
+def a_wait_after_a_call(number: int = 5, incarnation: str = "i1") -> Scenario:
+    """A flow that waits for the VM; its call returned this number of this incarnation."""
+    flow = a_running_flow(RUN)
+    flow.host_says("createVm", observation_number=number, incarnation=incarnation)
+    return flow
+
+
+def test_a_wait_is_over_when_the_entity_is_seen() -> None:
+    flow = a_wait_after_a_call()
+    assert list(flow.tree.waits_for()) == [VM]
+    flow.sees(VM, "UP", 6)
+    assert flow.ended() is Status.FINISHED
+    assert list(flow.tree.waits_for()) == []
+
+
+def test_a_wait_is_stored_with_its_condition() -> None:
+    flow = a_wait_after_a_call()
+    [wait] = [leaf for leaf in flow.store.leaves.values() if leaf.kind is LeafKind.WAIT]
+    assert wait.arguments == {
+        "until": {"state": ["UP"]},
+        "fails_if": {"state": ["DOWN", "ERROR"]},
+        "after": {"incarnation": "i1", "number": 5},
+    }
+    assert wait.entity == VM
+
+
+def test_what_was_seen_before_the_wait_was_stored_is_not_missed() -> None:
+    flow = a_running_flow(RUN)
+    flow.sees(VM, "UP", 6)  # nobody waits yet
+    flow.host_says("createVm", observation_number=5, incarnation="i1")
+    assert flow.ended() is Status.FINISHED
+
+
+def test_what_was_seen_while_nobody_ran_the_flow_is_not_missed() -> None:
+    flow = a_wait_after_a_call()
+    flow.store.observed[VM] = Observation("UP", "h1", "", "i1", 9)
+    flow.crash()
+    flow.advance(0)
+    assert flow.ended() is Status.FINISHED
+
+
+def test_an_observation_up_to_the_number_that_the_call_returned_is_ignored() -> None:
+    flow = a_wait_after_a_call(number=5)
+    flow.sees(VM, "DOWN", 4)
+    flow.sees(VM, "DOWN", 5)
+    flow.sees(VM, "UP", 5)
+    assert list(flow.tree.waits_for()) == [VM]
+    flow.sees(VM, "DOWN", 6)
+    assert flow.ended() is Status.FAILED
+
+
+def test_the_number_counts_within_its_incarnation_only() -> None:
+    flow = a_wait_after_a_call(number=500, incarnation="i1")
+    flow.sees(VM, "UP", 1, incarnation="i2")
+    assert flow.ended() is Status.FINISHED
+
+
+def test_another_incarnation_never_proves_a_failure() -> None:
+    flow = a_wait_after_a_call(number=5, incarnation="i1")
+    flow.sees(VM, "DOWN", 900, incarnation="i0")
+    assert list(flow.tree.waits_for()) == [VM]
+
+
+def test_a_wait_without_a_call_before_it_looks_at_everything() -> None:
+    flow = a_flow(UP)
+    flow.store.observed[VM] = Observation("UP", "h1", "", "i1", 0)
+    assert flow.submit().ended() is Status.FINISHED
+
+
+def test_a_wait_follows_the_last_call_before_it_wherever_that_is() -> None:
+    plan = serially([serially([call("h1", "createVm"), task("h1", "tune")]), concurrently([serially([UP])])])
+    flow = a_running_flow(plan)
+    flow.host_says("createVm", observation_number=5, incarnation="i1")
+    flow.host_says("tune")
+    flow.sees(VM, "DOWN", 5)
+    assert list(flow.tree.waits_for()) == [VM]
+
+
+def test_two_waits_in_a_row_follow_the_same_call() -> None:
+    plan = serially([call("h1", "migrateVm"), wait_for(VM, until=state("MIGRATING")), UP])
+    flow = a_running_flow(plan)
+    flow.host_says("migrateVm", observation_number=5, incarnation="i1")
+    flow.sees(VM, "MIGRATING", 6)
+    flow.sees(VM, "DOWN", 3)
+    assert list(flow.tree.waits_for()) == [VM]
+    flow.sees(VM, "UP", 7)
+    assert flow.ended() is Status.FINISHED
+
+
+def test_a_wait_that_sees_what_it_was_told_to_take_as_failure_fails() -> None:
+    flow = a_wait_after_a_call()
+    flow.sees(VM, "ERROR", 6)
+    assert flow.ended() is Status.FAILED
+    assert flow.statuses()["SEEN_UP"] == "FAILED"
+    assert flow.job.error is not None
+    assert flow.job.error.reason == "WAIT_FAILED"
+    assert "ERROR" in flow.job.error.message
+
+
+def test_a_wait_that_takes_too_long_fails() -> None:
+    flow = a_wait_after_a_call()
+    flow.advance(29)
+    assert not flow.store.ended
+    flow.advance(1)
+    assert flow.ended() is Status.FAILED
+    assert flow.job.error is not None
+    assert flow.job.error.reason == "DEADLINE_EXCEEDED"
+
+
+def test_the_deadline_of_a_wait_is_the_same_after_a_crash() -> None:
+    flow = a_wait_after_a_call()
+    flow.now += 29
+    flow.crash()
+    assert not flow.store.ended
+    flow.advance(1)
+    flow.advance(60)
+    assert flow.ended() is Status.FAILED
+
+
+def test_several_waits_for_one_entity_are_each_their_own() -> None:
+    plan = concurrently([wait_for(VM, until=state("UP")), wait_for(VM, until=state("UP", "PAUSED"))])
+    flow = a_running_flow(plan)
+    flow.sees(VM, "PAUSED", 1)
+    assert list(flow.tree.waits_for()) == [VM]
+    flow.sees(VM, "UP", 2)
+    assert flow.ended() is Status.FINISHED
+
+
+def test_an_observation_that_comes_while_the_wait_is_being_stored_counts() -> None:
+    flow = a_running_flow(RUN)
+    flow.hold = {"commit"}
+    flow.host_says("createVm", observation_number=5, incarnation="i1")
+    flow.take(ev.EntitySeen(VM, Observation("UP", "h1", "", "i1", 6)))
+    flow.hold.clear()
+    flow.settle()
+    assert flow.ended() is Status.FINISHED
+
+
+def test_a_child_may_wait() -> None:
+    flow = a_running_flow(concurrently([a_child("Run"), a_child("Run")]), {"Run": Script(RUN)})
+    first, second = list(flow.begun)
+    flow.report(first, observation_number=5, incarnation="i1")
+    flow.report(second, observation_number=8, incarnation="i1")
+    flow.sees(VM, "UP", 7)
+    assert list(flow.tree.waits_for()) == [VM]
+    flow.sees(VM, "UP", 9)
+    assert flow.ended() is Status.FINISHED
