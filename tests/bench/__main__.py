@@ -7,9 +7,11 @@ until the watcher has seen them FINISHED, after a run that warms up. Then, on th
 leaves are written by nothing but Postgres: what no system that stores them can exceed.
 
 How to read it. Machines are noisy and others use them, so absolute times mean nothing: compare ratios of one run. The
-ratio to Postgres alone says how far we are from the limit. CPU per job is the steadiest figure, and what throughput
-comes from: on a machine of our own, cores divided by CPU per job is about the jobs per second. "Machine used by others"
-is the share that went to processes that are not ours; with a large one, trust nothing but CPU per job.
+ratio to Postgres alone says how far we are from the limit. CPU per job is what throughput comes from: on a machine of
+our own, cores divided by CPU per job is about the jobs per second. The same work takes twice the CPU on a bad day, so
+it is also stated in bare gRPC calls, measured just before and after: the one figure to compare between runs and
+machines. "Machine used by others" is the share that went to processes that are not ours; where it is large, trust
+nothing else.
 
 A run is valid only if the watcher saw every job FINISHED, each is stored so, each had its effect on the host once and
 the store is consistent; else there are no figures and the exit code is 1. No time is ever asserted.
@@ -36,6 +38,7 @@ from limit import raw_limit
 from options import Options, parse
 from stage import FOLDER, Stage, staged
 from validity import Invalid, check
+from waybill_cli.process import StartFailed
 
 _MULTIPLE = 50
 _CALLS_IN_FLIGHT = 4
@@ -89,7 +92,7 @@ def main() -> int:
     files = FOLDER / f"{datetime.now(UTC):%Y%m%dT%H%M%SZ}"
     try:
         figures = asyncio.run(measure(options, files))
-    except (Invalid, ChildFailed) as failure:
+    except (Invalid, ChildFailed, StartFailed) as failure:
         print(f"this run does not count:\n{failure}", file=sys.stderr)
         return 1
     text = report.as_json(figures, around)

@@ -20,6 +20,8 @@ class Throughput:
     used: Account
     counts: Counts
     cores: int
+    bare_call: float
+    """CPU seconds of a bare gRPC call at that time (`yardstick.py`)."""
 
     @property
     def jobs_per_second(self) -> float:
@@ -45,6 +47,11 @@ class Throughput:
     def cpu_of_clients(self) -> float:
         """Seconds of those that submit and watch."""
         return sum(self.cpu_per_job[party] for party in CLIENTS)
+
+    @property
+    def bare_calls_per_job(self) -> float:
+        """What a job costs, in bare calls."""
+        return self.cpu_of_a_job / self.bare_call
 
     @property
     def taken_by_others(self) -> float:

@@ -14,6 +14,7 @@ from typing import Any
 
 import psutil
 
+import yardstick
 from accounts import CLIENTS, POSTGRES, SERVICES
 from figures import Latency, Throughput, p50, p99
 from limit import Limit
@@ -101,6 +102,9 @@ def _cpu(figures: Figures) -> Section:
     ]
     rows.append(["services and Postgres", *(f"{run.cpu_of_servers * 1e6:,.0f}" for run in runs.values()), "", ""])
     rows.append(["everything", *(f"{run.cpu_of_a_job * 1e6:,.0f}" for run in runs.values()), "", "≤ 1,600"])
+    rows.append(["a bare gRPC call", *(f"{run.bare_call * 1e6:,.0f}" for run in runs.values()), "", ""])
+    calls = [f"{run.bare_calls_per_job:.1f}" for run in runs.values()]
+    rows.append(["everything, in bare calls", *calls, "", f"≤ {yardstick.CALLS_OF_THE_TARGET}"])
     return Section("CPU per job, µs", [*runs, "raw", "target"], rows if runs else [])
 
 
@@ -215,6 +219,8 @@ def _throughput(run: Throughput) -> dict[str, Any]:
         "seconds": run.seconds,
         "jobs_per_second": run.jobs_per_second,
         "cpu_per_job": {**run.cpu_per_job, "everything": run.cpu_of_a_job},
+        "cpu_of_a_bare_call": run.bare_call,
+        "bare_calls_per_job": run.bare_calls_per_job,
         "taken_by_others": run.taken_by_others,
         "statements_per_job": run.counts.statements / run.jobs,
         "transactions_per_job": run.counts.transactions / run.jobs,

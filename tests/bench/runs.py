@@ -9,6 +9,7 @@ from contextlib import asynccontextmanager
 
 import psutil
 
+import yardstick
 from child import Child
 from figures import Latency, Throughput
 from stage import Stage
@@ -23,6 +24,7 @@ async def throughput(stage: Stage, name: str, *, jobs: int, in_flight: int, toge
     """Runs many jobs, `in_flight` at once, submitted in calls of `together`. Raises Invalid or ChildFailed."""
     run = stage.run(name, jobs)
     within = _READY_SECONDS + jobs / _SLOWEST
+    bare_call = await yardstick.bare_call()
     async with _clients(stage, run, jobs, in_flight, together) as (submitter, watcher):
         accountant = stage.accountant(submitter=submitter.pid, watcher=watcher.pid)
         counts, account = await stage.database.before(), accountant.read()
@@ -32,7 +34,8 @@ async def throughput(stage: Stage, name: str, *, jobs: int, in_flight: int, toge
     if watched["finished"] != jobs:
         raise Invalid(f"{name}: the watcher saw {watched['finished']} of {jobs} jobs FINISHED, {watched['others']}")
     seconds = watched["at"] - submitted["began"]
-    return Throughput(jobs, in_flight, seconds, account, counts, psutil.cpu_count() or 1)
+    bare_call = (bare_call + await yardstick.bare_call()) / 2
+    return Throughput(jobs, in_flight, seconds, account, counts, psutil.cpu_count() or 1, bare_call)
 
 
 @asynccontextmanager
