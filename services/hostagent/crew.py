@@ -31,8 +31,11 @@ class Crew:
     ) -> None:
         for task in self._tasks:
             task.cancel()
+        # The group is told of a cancellation only, which may be its own (somebody failed): an error of the owner's body
+        # passes by as it is, not wrapped into a group.
+        cancelled = error if isinstance(error, asyncio.CancelledError) else None
         try:
-            await self._group.__aexit__(kind, error, trace)
+            await self._group.__aexit__(type(cancelled) if cancelled else None, cancelled, trace if cancelled else None)
         finally:
             await asyncio.gather(*self._tasks, return_exceptions=True)
 
