@@ -154,12 +154,19 @@ class HostLink:
                 request = hostagent_pb2.GetAllTasksStatusesRequest(task_ids=[_NOBODYS_TASK])
                 await self._ask(self.stub.GetAllTasksStatuses, request, "")
 
+    async def _check_who_refused(self) -> None:
+        """A refusal is not signed: what a stranger refuses says nothing of this host."""
+        if self._introduced:
+            self._introduced = False
+            await self._introduce()
+
     async def _ask(self, rpc: grpc.aio.UnaryUnaryMultiCallable[Q, A], request: Q, correlation_id: str) -> A:
         metadata = ((CORRELATION_KEY, correlation_id),) if correlation_id else ()
         try:
             answer = await rpc(request, timeout=ASK_SECONDS, metadata=metadata)
         except grpc.aio.AioRpcError as error:
             if refusal := verdict(error):
+                await self._check_who_refused()
                 raise refusal from error
             raise self._away_because(f"{error.code().name} {error.details()}") from error
         except asyncio.CancelledError:

@@ -41,8 +41,8 @@ class Monitor:
         rng: random.Random,
         *,
         coordinator_id: str = "",
-        claim_seconds: float = 30.0,
-        sweep_seconds: float = 3600.0,
+        claim_seconds: float = 300.0,
+        sweep_seconds: float = 10_800.0,
     ) -> None:
         """`claim_seconds`, `sweep_seconds`: the slow rounds beneath, for hosts that nobody owns and for leftovers."""
         self._journal = journal

@@ -26,7 +26,7 @@ from typing import Final
 
 from chassis import logs
 from chassis.clock import Clock
-from chassis.errors import WaybillError
+from chassis.errors import WaybillError, failed_precondition
 from coordinator.background import Background
 from coordinator.doorbell import Doorbell
 from coordinator.journal import Journal
@@ -38,7 +38,7 @@ log = logs.get_logger(__name__)
 
 RELEASE_SECONDS: Final = 2.0
 """How long a clean stop waits for the release; without it the others wait for the lease time."""
-ORPHAN_SECONDS: Final = 60.0
+ORPHAN_SECONDS: Final = 300.0
 """How often flows of owners without a lease are looked for."""
 FLOWS_AT_ONCE: Final = 100
 """Claimed, and loaded."""
@@ -75,6 +75,8 @@ class Lease:
     async def __aenter__(self) -> Lease:
         """Takes the lease; waits for as long as the jobstore is away."""
         while not await self._renew(self._lease_seconds):
+            if self.lost:
+                raise failed_precondition("LEASE_LOST", "the lease was refused from the beginning")
             await self._clock.sleep(self._pauses.next())
         await self._background.__aenter__()
         self._background.start(self._renew_for_ever(), "lease")
@@ -107,16 +109,15 @@ class Lease:
         return None
 
     async def _renew(self, seconds: float) -> bool:
-        """Renews in one attempt. Raises what refuses the first one."""
+        """Renews in one attempt; tells whether that was answered."""
         asked = self._clock.monotonic()
         try:
             leases = await self._journal.renew_lease(self._counter + 1, self._address, seconds)
         except WaybillError as error:
-            if error.reason == "DEPENDENCY_UNAVAILABLE":
-                return False
-            if not self._counter:
-                raise
-            self._lose(error.message)
+            if error.reason == "LEASE_LOST":
+                self._lose(error.message)
+            else:
+                log.warning("the lease was not renewed", reason=error.reason, message=error.message)
             return False
         self._counter += 1
         self._held_from = asked
@@ -223,11 +224,11 @@ class Recovery:
             await self._load(flow_command_ids)
 
     async def _claim(self, coordinator_id: str, counter: int) -> list[str]:
-        """Claims some flows. Raises UNAVAILABLE when nobody knows whether it did."""
+        """Claims some flows. When it raises, nobody knows whether it did."""
         try:
             return await self._journal.claim_flows(coordinator_id, counter, FLOWS_AT_ONCE)
         except WaybillError as error:
-            self._in_doubt = self._in_doubt or error.reason == "DEPENDENCY_UNAVAILABLE"
+            self._in_doubt = self._in_doubt or error.reason != "LEASE_LOST"
             raise
 
     async def _load(self, flow_command_ids: Sequence[str]) -> None:

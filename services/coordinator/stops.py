@@ -68,7 +68,8 @@ class Stops:
         if entry is None:
             return True
         if entry.accepted:
-            return await self._source.ask_about([task_id])
+            await self._source.ask_about([task_id])
+            return task_id not in self._book  # still there: it came after the host was asked to stop it
         if self._starts.is_in_flight(entry):
             return False
         never_began = failed_precondition("ABORTED", f"stopped before host {self._link.host_id} had it")

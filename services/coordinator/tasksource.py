@@ -10,7 +10,7 @@ a task without a word shortly after its acceptance is asked about once.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Collection, Iterable
+from collections.abc import Iterable, Sequence
 from contextlib import aclosing
 from typing import Final
 
@@ -23,6 +23,8 @@ ROUNDS_BEFORE_REST: Final = 3
 """How many rounds of the net find nothing to ask about before the stream is closed."""
 QUIET_SECONDS: Final = 0.25
 """How long after its acceptance a task is asked about if nothing was heard of it."""
+MOST_ASKED: Final = 5000
+"""How many tasks are asked about at a time."""
 _SLOWEST_NET: Final = 6
 """While a host is away the net's rounds grow to so many times their length."""
 
@@ -50,17 +52,19 @@ class TaskSource:
         if self._quiet_check is None:
             self._quiet_check = self._around.background.start(self._check_quiet(), f"check of {self._link.host_id}")
 
-    async def ask_about(self, task_ids: Collection[str]) -> bool:
+    async def ask_about(self, task_ids: Iterable[str]) -> bool:
         """Asks how these tasks are; those that the host denies twice are lost. False if nobody answered."""
-        doubts = task_ids
+        wanted = list(task_ids)
         try:
-            while doubts:
-                doubts = await self._ask(doubts)
+            for first in range(0, len(wanted), MOST_ASKED):
+                doubts = wanted[first : first + MOST_ASKED]
+                while doubts:
+                    doubts = await self._ask(doubts)
         except HostAway:
             return False
         return True
 
-    async def _ask(self, task_ids: Collection[str]) -> list[str]:
+    async def _ask(self, task_ids: Sequence[str]) -> list[str]:
         question = self._book.question()
         request = hostagent_pb2.GetAllTasksStatusesRequest(task_ids=task_ids)
         response = await self._link.ask(self._link.stub.GetAllTasksStatuses, request)

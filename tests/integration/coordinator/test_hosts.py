@@ -336,6 +336,22 @@ async def test_nothing_is_started_on_a_stranger(hosts: Hosts, told: Told, clock:
     assert told.reports == []
 
 
+@pytest.mark.usefixtures("server")
+async def test_what_a_stranger_refuses_says_nothing_of_the_host(
+    hosts: Hosts, host: ScriptedHost, told: Told, clock: ManualClock
+) -> None:
+    await started(hosts, host, "t1")
+    host.host_id = "h2"  # another host has got the address
+    host.script.fail("Call", failed_precondition("INCARNATION_CHANGED", "not mine"))
+    hosts.call("h1", a_spec("c1"), None)
+    await pass_time(clock, lambda: host.script.asked["GetAllTasksStatuses"] > 5)
+    assert told.reports == []
+
+    host.host_id = "h1"
+    await pass_time(clock, told.ended)
+    assert told.ended() == {"c1": "SUCCESS"}
+
+
 async def test_a_host_that_moved_is_found_at_its_new_address(
     hosts: Hosts, host: ScriptedHost, told: Told, clock: ManualClock
 ) -> None:

@@ -19,6 +19,7 @@ from waybill.v1 import hostagent_pb2, jobs_pb2, jobstore_pb2, jobstore_pb2_grpc
 
 HOST, VM = jobs_pb2.ENTITY_TYPE_HOST, jobs_pb2.ENTITY_TYPE_VM
 SWEEP_SECONDS = 100.0
+CLAIM_SECONDS = 30.0
 
 
 @pytest.fixture
@@ -44,6 +45,7 @@ async def monitor(
         clock,
         rng,
         coordinator_id="c1",
+        claim_seconds=CLAIM_SECONDS,
         sweep_seconds=SWEEP_SECONDS,
     )
     async with journal, hosts, monitor:
