@@ -86,9 +86,11 @@ class Lease:
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        await self._background.__aexit__(kind, error, trace)
-        if not self.lost:
-            await self._release()
+        try:
+            await self._background.__aexit__(kind, error, trace)
+        finally:  # a process that is asked to end cancels us, and that goes on from the line above
+            if not self.lost:
+                await self._release()
 
     @property
     def is_overdue(self) -> bool:
