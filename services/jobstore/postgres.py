@@ -393,10 +393,8 @@ class DataFolder:
             self.end_leftover()
         else:
             self._initialise()
-        self._give_to_identity()
         _make_private(self.socket.parent)
-        if self.identity.startswith("user:"):
-            _give(self.socket.parent, self.identity)
+        self._give_to_identity()
 
     def _version_of_binaries(self) -> str:
         """Returns the binaries' major version, and finds out on the way as whom they can be run."""
@@ -439,13 +437,13 @@ class DataFolder:
         _sync(self.path)
 
     def _give_to_identity(self) -> None:
-        """The cluster may have been made under another identity, by another way of dropping root."""
+        """The folders may have been made under another identity, by another way of dropping root."""
         if os.geteuid() != 0:
             return
-        wanted = _uid_of(self.identity)
-        if self.cluster.stat().st_uid != wanted:
-            _give(self.cluster, self.identity)
-        if wanted != 0:
+        for folder in (self.cluster, self.socket.parent):
+            if folder.stat().st_uid != _uid_of(self.identity):
+                _give(folder, self.identity)
+        if _uid_of(self.identity) != 0:
             _let_through(self.path)
 
     # -- what is left of an earlier life

@@ -16,6 +16,7 @@ from __future__ import annotations
 import asyncio
 import itertools
 import random
+import shutil
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
@@ -100,9 +101,23 @@ async def connection(database_url: str) -> AsyncIterator[asyncpg.Connection[asyn
     await connection.close()
 
 
+@pytest.fixture(scope="session")
+def made_cluster(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A cluster as initdb leaves it: copying it is several times faster than making another."""
+    folder = tmp_path_factory.mktemp("made")
+
+    async def make() -> None:
+        async with EmbeddedPostgres(folder, SystemClock()):
+            pass
+
+    asyncio.run(make())
+    return folder / "postgres"
+
+
 @pytest.fixture
-def data_dir(tmp_path: Path) -> Path:
-    """A folder for an embedded server of the test's own."""
+def data_dir(tmp_path: Path, made_cluster: Path) -> Path:
+    """A folder for an embedded server of the test's own, with a cluster in it."""
+    shutil.copytree(made_cluster, tmp_path / "jobstore" / "postgres")
     return tmp_path / "jobstore"
 
 

@@ -4,25 +4,29 @@ acknowledged is there, once; what was refused left nothing."""
 from __future__ import annotations
 
 import asyncio
+import itertools
 import os
 import random
 import signal
 from collections import defaultdict
 from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import asynccontextmanager
+from contextlib import ExitStack, asynccontextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import asyncpg
+import grpc
 import pytest
 from tests.integration.jobstore.flow import COORDINATOR, Flow, a_flow, lock, request, vm
+from tests.integration.jobstore.processes import a_jobstore, await_listening, end
 
+from chassis.channels import open_channel
 from chassis.clock import SystemClock
 from chassis.errors import WaybillError
 from jobstore.journal import Journal
 from jobstore.migrate import migrate
 from jobstore.postgres import EmbeddedPostgres
-from waybill.v1 import jobstore_pb2
+from waybill.v1 import jobstore_pb2, jobstore_pb2_grpc
 
 Connection = asyncpg.Connection
 Result = jobstore_pb2.FlowCommitResult
@@ -209,3 +213,55 @@ async def test_what_waits_when_the_journal_closes_is_still_written(
     assert await connection.fetchval("SELECT count(*) FROM job") == 10
     with pytest.raises(WaybillError, match="going down"):
         await journal.commit(request(a_flow().first()))
+
+
+# --- jobstores die ---------------------------------------------------------------------------------------------------
+
+
+def over_grpc(*stubs: jobstore_pb2_grpc.JournalStub) -> Write:
+    """Sends a commit to one jobstore after the other until one answers: as coordinators do."""
+
+    async def write(commit: jobstore_pb2.FlowCommit) -> Result:
+        for stub in itertools.cycle(stubs):
+            try:
+                response = await stub.Commit(request(commit), timeout=10)
+            except grpc.aio.AioRpcError as error:
+                if error.code() not in (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.DEADLINE_EXCEEDED):
+                    raise
+            else:
+                return response.results[0]
+        raise AssertionError("the stubs do not end")
+
+    return write
+
+
+async def test_two_jobstores_on_one_database_are_killed_in_turn(data_dir: Path) -> None:
+    """The second loses nothing but itself; the first takes Postgres with it and comes back with it."""
+    history, rng = History(), random.Random(11)
+    with ExitStack() as processes:
+        first = processes.enter_context(a_jobstore(data_dir))
+        address = await_listening(first)
+        url = (data_dir / "database_url").read_text().strip()
+        second = processes.enter_context(a_jobstore(data_dir / "none", database_url=url))
+        other_address = await_listening(second)
+        async with open_channel(address) as one, open_channel(other_address) as other:
+            stubs = [jobstore_pb2_grpc.JournalStub(one), jobstore_pb2_grpc.JournalStub(other)]
+            await stubs[0].RenewLease(jobstore_pb2.RenewLeaseRequest(coordinator_id=COORDINATOR, counter=1))
+            writers = asyncio.gather(
+                *(
+                    writer(over_grpc(*rng.sample(stubs, 2)), history, random.Random(rng.random()), flows=20)
+                    for _ in range(12)
+                )
+            )
+            await history.milestones[150].wait()
+            first.kill()
+            first.wait()
+            first = processes.enter_context(a_jobstore(data_dir, listen=address))
+            await history.milestones[300].wait()
+            second.kill()
+            await writers
+        connection = await asyncpg.connect(url)
+        await assert_stored(connection, history)
+        assert await connection.fetchval("SELECT revision FROM head") == max(history.revisions)
+        await connection.close()
+        await asyncio.to_thread(end, first)
