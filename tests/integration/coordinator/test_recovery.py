@@ -86,6 +86,24 @@ async def test_a_lease_is_taken_renewed_and_released(
     assert coordinator.lost == []
 
 
+async def test_a_lease_is_released_also_by_a_process_that_is_asked_to_end(
+    coordinator: Coordinator, store: ScriptedJobStore
+) -> None:
+    holds = asyncio.Event()
+
+    async def hold() -> None:
+        async with coordinator.lease:
+            holds.set()
+            await asyncio.Event().wait()
+
+    held = asyncio.create_task(hold())
+    await holds.wait()
+    held.cancel()
+    await asyncio.gather(held, return_exceptions=True)
+    assert store.released == ["c1"]
+    assert coordinator.lost == []
+
+
 async def test_a_lease_is_waited_for_while_the_jobstore_is_away(
     coordinator: Coordinator, store: ScriptedJobStore, clock: ManualClock
 ) -> None:
