@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 import grpc
 
 from chassis import logs
-from chassis.errors import WaybillError
+from chassis.errors import WaybillError, unavailable
 from coordinator import events as ev
 from coordinator import wire
 from coordinator.commands.base import Command, CommandType
@@ -88,11 +88,11 @@ class Actor:
         return wire.job_message(self.tree.job, self.flow_command_id, self.tree.planned_steps() if steps else ())
 
     def drop(self, why: WaybillError) -> None:
-        """Does nothing any more; whoever waits is told why."""
+        """Does nothing any more; whoever waits is told why, in words that are for callers."""
         self.dropped = True
         for waiting in (self.answer, *self._cancels.values()):
             if waiting is not None and not waiting.done():
-                waiting.set_exception(why)
+                waiting.set_exception(_for_callers(why))
         self._cancels.clear()
 
     def _note_waits(self) -> None:
@@ -337,6 +337,13 @@ class Actor:
     def _log_ids(self, command_id: str) -> Any:
         job = self.tree.job
         return logs.bound(correlation_id=job.correlation_id, job_id=job.job_id, command_id=command_id)
+
+
+def _for_callers(why: WaybillError) -> WaybillError:
+    """That the flow (or all of them) is another coordinator's is between us; to callers it is a reason to ask again."""
+    if why.reason in ("LEASE_LOST", "STALE_EPOCH", "SEQUENCE_MISMATCH"):
+        return unavailable("this coordinator has lost the flow; ask again, another one goes on", reason="SHUTTING_DOWN")
+    return why
 
 
 def _raised(row: CommandRow, error: Exception) -> Failure:
