@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import itertools
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from typing import Any
 
@@ -92,16 +92,34 @@ class HostClient:
             call.cancel()
 
     async def seen(self, vm_id: str, state: str) -> Any:
-        """Waits until a fresh stream of events shows a VM in a state; returns the observation."""
+        """Waits until a fresh stream of events shows a VM in a state in which it stays; returns the observation."""
+        async with self.events() as seen:
+            return await seen(vm_id, state)
+
+    @asynccontextmanager
+    async def events(self) -> AsyncIterator[Callable[[str, str], Awaitable[Any]]]:
+        """Opens a stream of events; what it gives waits for a VM to be seen in a state, from the snapshot on."""
         call = self.stub.WatchEvents(hostagent_pb2.WatchEventsRequest(watcher="test"), timeout=60)
-        try:
-            async for message in call:
-                for observation in message.observations:
+        messages = aiter(call)
+        shown: list[Any] = []
+        while True:
+            message = await anext(messages)
+            shown += message.observations
+            if message.snapshot_done:
+                break
+
+        async def seen(vm_id: str, state: str) -> Any:
+            while True:
+                while shown:
+                    observation = shown.pop(0)
                     if (observation.entity_id, observation.state) == (vm_id, state):
                         return observation
+                shown.extend((await anext(messages)).observations)
+
+        try:
+            yield seen
         finally:
             call.cancel()
-        raise AssertionError("the stream ended")
 
     async def status_of(self, task_id: str) -> Any:
         request = hostagent_pb2.GetTaskStatusRequest(task_id=task_id)
