@@ -323,7 +323,7 @@ class Bookmark(_message.Message):
     """How many jobs match; only with a digest."""
     digest: _builtins.str
     """XOR over the matching jobs of the first 8 bytes of md5("job_id:revision"), big-endian, as 16 hex digits; empty
-    unless asked for. Computed in one snapshot with `revision`.
+    unless asked for, and on the last bookmark of a server that goes down. Computed in one snapshot with `revision`.
     """
     def __init__(
         self,
