@@ -21,21 +21,18 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from queue import SimpleQueue
 from types import TracebackType
-from typing import Any, Self, TypeVar
+from typing import Any, NamedTuple, Self, TypeVar
 
 T = TypeVar("T")
 Step = Callable[[sqlite3.Connection], T]
 """What to do within a transaction. It runs in the writer's thread and must touch nothing but its own data."""
 
 
-class _Entry:
-    """A step and who waits for it; nobody (None) if it only rides along."""
+class _Entry(NamedTuple):
+    """A step and who waits for its answer."""
 
-    __slots__ = ("step", "waiter")
-
-    def __init__(self, step: Step[Any], waiter: asyncio.Future[Any] | None) -> None:
-        self.step = step
-        self.waiter = waiter
+    step: Step[Any]
+    waiter: asyncio.Future[Any]
 
 
 _Outcome = tuple[Any, Exception | None]
@@ -83,17 +80,13 @@ class SqliteWriter:
             self._loop.call_soon(self._send)
         return await waiter
 
-    def ride_along(self, step: Step[object]) -> None:
-        """Has a step run in the next transaction that somebody else needs; if it fails, that is nobody's loss."""
-        self._gathering.append(_Entry(step, None))
-
     def _send(self) -> None:
         batch, self._gathering = self._gathering, []
         self._batches.put(batch)
 
     def _written(self, batch: list[_Entry], outcomes: list[_Outcome]) -> None:
         for entry, (answer, error) in zip(batch, outcomes, strict=True):
-            if entry.waiter is None or entry.waiter.done():  # done: its caller was cancelled
+            if entry.waiter.done():  # its caller was cancelled
                 continue
             if error is None:
                 entry.waiter.set_result(answer)
@@ -102,7 +95,7 @@ class SqliteWriter:
         self._loop.call_soon(self._send_next)  # after those just woken, who may have more to write
 
     def _send_next(self) -> None:
-        if any(entry.waiter is not None for entry in self._gathering):
+        if self._gathering:
             self._send()
         else:
             self._busy = False

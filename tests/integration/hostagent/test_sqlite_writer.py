@@ -68,8 +68,7 @@ async def test_a_caller_that_leaves_gives_up_the_answer_not_the_write(tmp_path: 
 async def test_closing_writes_what_was_gathered(tmp_path: Path) -> None:
     path = tmp_path / "facts.db"
     async with SqliteWriter(path, SCHEMA) as file:
-        file.ride_along(insert(1))
-        writing = asyncio.create_task(file.write(insert(2)))
+        writing = asyncio.gather(file.write(insert(1)), file.write(insert(2)))
         await asyncio.sleep(0)
     await writing
     assert numbers_in(path) == [1, 2]
