@@ -43,6 +43,7 @@ from typing import Any, Final, TypeVar
 from chassis import logs
 from chassis.clock import Clock
 from chassis.errors import WaybillError, internal, invalid_argument, resource_exhausted, unavailable
+from chassis.server import end_process
 from jobstore.transaction import Commit, Notes, Part, Turn, transact
 from jobstore.writer import DiskFull, Lost, Misfit, Writer, understood
 from waybill.v1 import jobstore_pb2
@@ -75,7 +76,9 @@ class Alone(Part[T]):
 class Journal:
     """Writes in one order. Entered, it owns the task that takes the turns and, once needed, a connection."""
 
-    def __init__(self, url: str, clock: Clock) -> None:
+    def __init__(self, url: str, clock: Clock, on_defect: Callable[[str], None] = end_process) -> None:
+        """`on_defect` is called if the task that takes the turns ends by itself, which it never should."""
+        self._on_defect = on_defect
         self._writer = Writer(url)
         self._clock = clock
         self._waiting: deque[Commit | Notes | Alone[Any]] = deque()
@@ -86,6 +89,7 @@ class Journal:
 
     async def __aenter__(self) -> Journal:
         self._task = asyncio.create_task(self._take_turns(), name="journal")
+        self._task.add_done_callback(self._stopped)
         return self
 
     async def __aexit__(self, *_: object) -> None:
@@ -96,6 +100,12 @@ class Journal:
         await asyncio.shield(asyncio.wait([self._task]))
         await self._writer.close()
         self._task.result()
+
+    def _stopped(self, task: asyncio.Task[None]) -> None:
+        """A journal that takes calls and answers none would be worse than none."""
+        if not task.cancelled() and (error := task.exception()):
+            log.critical("the journal stopped", exc_info=error)
+            self._on_defect("the journal stopped")
 
     # -- for callers --------------------------------------------------------------------------------------------------
 

@@ -220,7 +220,7 @@ class EmbeddedPostgres:
             await asyncio.to_thread(self._folder.end_leftover)
             await self._start()
             log.info("embedded Postgres runs again", pid=self.pid)
-        except (DatabaseError, OSError) as error:
+        except (DatabaseError, OSError, psutil.Error) as error:
             log.error("embedded Postgres does not start", error=str(error))
             await asyncio.to_thread(self._postmaster.stop)
 

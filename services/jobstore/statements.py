@@ -73,39 +73,39 @@ def _may_change(table: str) -> str:
 INSERT_JOBS: Final = f"""
     INSERT INTO job (revision, create_time, update_time, start_time, end_time, {rows.JOB.names})
     SELECT $1::bigint, $2::timestamptz, $2::timestamptz, {_BEGUN}, {_ENDED}, {rows.JOB.values}
-    FROM {rows.JOB.unnest(3)}
+    FROM {rows.JOB.rows(3)}
 """
 INSERT_SUBJECTS: Final = f"""
-    INSERT INTO job_subject_entity ({rows.SUBJECT.names}) SELECT {rows.SUBJECT.values} FROM {rows.SUBJECT.unnest(1)}
+    INSERT INTO job_subject_entity ({rows.SUBJECT.names}) SELECT {rows.SUBJECT.values} FROM {rows.SUBJECT.rows(1)}
 """
 INSERT_STEPS: Final = f"""
     INSERT INTO step (revision, start_time, end_time, {rows.STEP.names})
     SELECT $1::bigint, {_BEGUN}, {_ENDED}, {rows.STEP.values}
-    FROM {rows.STEP.unnest(3)}
+    FROM {rows.STEP.rows(3)}
 """
 INSERT_COMMANDS: Final = f"""
     INSERT INTO command (create_time, end_time, commit_revision, commit_time, {rows.COMMAND.names})
     SELECT $2::timestamptz, {_COMMAND_ENDED}, CASE WHEN u.sequence IS NOT NULL THEN $1::bigint END,
            CASE WHEN u.sequence IS NOT NULL THEN $2::timestamptz END, {rows.COMMAND.values}
-    FROM {rows.COMMAND.unnest(3)}
+    FROM {rows.COMMAND.rows(3)}
 """
 # A wait asks no host, so there is nothing to clear once it is over.
 INSERT_TASKS: Final = f"""
     INSERT INTO host_task (create_time, end_time, cleared, {rows.TASK.names})
     SELECT $1::timestamptz, {_TASK_ENDED.replace("$2", "$1")}, u.kind = 'WAIT' AND {_OVER}, {rows.TASK.values}
-    FROM {rows.TASK.unnest(2)}
+    FROM {rows.TASK.rows(2)}
 """
 INSERT_LOCKS: Final = f"""
     INSERT INTO entity_lock (create_time, {rows.LOCK.names})
-    SELECT $1::timestamptz, {rows.LOCK.values} FROM {rows.LOCK.unnest(2)}
+    SELECT $1::timestamptz, {rows.LOCK.values} FROM {rows.LOCK.rows(2)}
     ON CONFLICT (entity_type, entity_id, flow_command_id) DO UPDATE SET exclusive = true
 """
 INSERT_SNAPSHOTS: Final = f"""
-    INSERT INTO entity_snapshot ({rows.SNAPSHOT.names}) SELECT {rows.SNAPSHOT.values} FROM {rows.SNAPSHOT.unnest(1)}
+    INSERT INTO entity_snapshot ({rows.SNAPSHOT.names}) SELECT {rows.SNAPSHOT.values} FROM {rows.SNAPSHOT.rows(1)}
 """
 INSERT_EVENTS: Final = f"""
     INSERT INTO event (time, {rows.EVENT.names})
-    SELECT $1::timestamptz, {rows.EVENT.values} FROM {rows.EVENT.unnest(2)}
+    SELECT $1::timestamptz, {rows.EVENT.values} FROM {rows.EVENT.rows(2)}
 """
 INSERT_EVENTS_OF_NO_FLOW: Final = f"""
     {INSERT_EVENTS}
@@ -125,7 +125,7 @@ CHANGE_JOBS: Final = f"""
         cancelable = coalesce(u.cancelable, job.cancelable),
         error = coalesce(u.error, job.error),
         cancel_requested_by = coalesce(u.cancel_requested_by, job.cancel_requested_by)
-    FROM {rows.JOB_CHANGE.unnest(3)}
+    FROM {rows.JOB_CHANGE.rows(3)}
     WHERE job.job_id = u.job_id AND job.job_id = ANY ($3) AND {_may_change("job")}
 """
 CHANGE_STEPS: Final = f"""
@@ -138,7 +138,7 @@ CHANGE_STEPS: Final = f"""
         external_id = coalesce(u.external_id, step.external_id),
         external_system_type = coalesce(u.external_system_type, step.external_system_type),
         error = coalesce(u.error, step.error)
-    FROM {rows.STEP_CHANGE.unnest(3)}
+    FROM {rows.STEP_CHANGE.rows(3)}
     WHERE step.step_id = u.step_id AND step.step_id = ANY ($3) AND {_may_change("step")}
 """
 # A sequence marks the root of a flow that was written.
@@ -146,13 +146,13 @@ CHANGE_COMMANDS: Final = f"""
     UPDATE command SET
         status = coalesce(u.status, command.status),
         end_time = coalesce(command.end_time, {_COMMAND_ENDED}),
-        plans = coalesce(u.plans::jsonb, command.plans),
-        end_attempts = coalesce(u.end_attempts, command.end_attempts),
+        plans = coalesce(u.plans, command.plans),
+        end_attempts = greatest(command.end_attempts, u.end_attempts),
         error = coalesce(u.error, command.error),
         sequence = coalesce(u.sequence, command.sequence),
         commit_revision = CASE WHEN u.sequence IS NULL THEN command.commit_revision ELSE $1::bigint END,
         commit_time = CASE WHEN u.sequence IS NULL THEN command.commit_time ELSE $2::timestamptz END
-    FROM {rows.COMMAND_CHANGE.unnest(3)}
+    FROM {rows.COMMAND_CHANGE.rows(3)}
     WHERE command.command_id = u.command_id AND command.command_id = ANY ($3) AND {_may_change("command")}
 """
 CHANGE_TASKS: Final = f"""
@@ -161,10 +161,10 @@ CHANGE_TASKS: Final = f"""
         end_time = coalesce(host_task.end_time, {_TASK_ENDED.replace("$2", "$1")}),
         cleared = host_task.cleared OR (host_task.kind = 'WAIT' AND {_OVER}),
         result = coalesce(u.result, host_task.result),
-        answer = coalesce(u.answer::jsonb, host_task.answer),
+        answer = coalesce(u.answer, host_task.answer),
         error = coalesce(u.error, host_task.error),
         incarnation = coalesce(u.incarnation, host_task.incarnation)
-    FROM {rows.TASK_CHANGE.unnest(2)}
+    FROM {rows.TASK_CHANGE.rows(2)}
     WHERE host_task.task_id = u.task_id AND host_task.task_id = ANY ($2)
 """
 CLEAR_TASKS: Final = """
@@ -192,14 +192,14 @@ def _is_entity(table: str, first: int) -> str:
 
 # One that was there before goes on from its last version, so that nobody takes the new one for the old one.
 CREATE_ENTITIES: Final = f"""
-    WITH u AS MATERIALIZED (SELECT * FROM {rows.ENTITY_CHANGE.unnest(2)}),
+    WITH u AS MATERIALIZED (SELECT * FROM {rows.ENTITY.rows(2)}),
          buried AS (
              DELETE FROM tombstone USING u
              WHERE {_is_entity("tombstone", 2)}
              RETURNING tombstone.entity_type, tombstone.entity_id, tombstone.version
          )
-    INSERT INTO entity (revision, version, {rows.ENTITY_CHANGE.names})
-    SELECT $1::bigint, coalesce(buried.version, 0) + 1, {rows.ENTITY_CHANGE.values}
+    INSERT INTO entity (revision, version, {rows.ENTITY.names})
+    SELECT $1::bigint, coalesce(buried.version, 0) + 1, {rows.ENTITY.values}
     FROM u LEFT JOIN buried ON buried.entity_type = u.entity_type AND buried.entity_id = u.entity_id
 """
 CHANGE_ENTITIES: Final = f"""
@@ -208,13 +208,13 @@ CHANGE_ENTITIES: Final = f"""
         version = entity.version + 1,
         name = coalesce(u.name, entity.name),
         status = coalesce(u.status, entity.status),
-        declared = coalesce(u.declared::jsonb, entity.declared)
-    FROM {rows.ENTITY_CHANGE.unnest(2)}
+        declared = coalesce(u.declared, entity.declared)
+    FROM {rows.ENTITY_CHANGE.rows(2)}
     WHERE {_is_entity("entity", 2)}
 """
 REMOVE_ENTITIES: Final = f"""
     WITH removed AS (
-        DELETE FROM entity USING unnest($3::text[], $4::text[]) AS u (entity_type, entity_id)
+        DELETE FROM entity USING {rows.ENTITY_KEY.rows(3)}
         WHERE {_is_entity("entity", 3)}
         RETURNING entity.entity_type, entity.entity_id, entity.version
     )
@@ -230,7 +230,7 @@ OBSERVE: Final = f"""
         observed_error = u.observed_error,
         observed_incarnation = u.observed_incarnation,
         observed_number = u.observed_number
-    FROM {rows.OBSERVATION.unnest(2)}
+    FROM {rows.OBSERVATION.rows(2)}
     WHERE {_is_entity("entity", 2)}
       AND (entity.observed_incarnation <> u.observed_incarnation OR entity.observed_number < u.observed_number)
 """

@@ -27,20 +27,27 @@ def states(observations: list[rows.Row]) -> list[str]:
 
 
 def test_a_shape_says_how_its_columns_travel() -> None:
-    shape = Shape("job_id text, plans jsonb, categories text[]")
-    assert shape.names == "job_id, plans, categories"
-    assert shape.values == "u.job_id, u.plans::jsonb, u.categories::text[]"
-    assert shape.unnest(3) == "unnest($3::text[], $4::text[], $5::text[]) AS u (job_id, plans, categories)"
+    shape = Shape("job_id text, error bytea?, plans jsonb, categories text[], deadline timestamptz?, epoch bigint?")
+    assert shape.names == "job_id, error, plans, categories, deadline, epoch"
+    assert shape.values == "u.job_id, u.error, u.plans, u.categories, u.deadline, u.epoch"
+    assert shape.rows(3) == (
+        "(SELECT job_id AS job_id, nullif(error, '') AS error, plans::jsonb AS plans, "
+        "categories::text[] AS categories, nullif(deadline, '')::timestamptz AS deadline, nullif(epoch, 0) AS epoch "
+        "FROM unnest($3::text[], $4::bytea[], $5::text[], $6::text[], $7::text[], $8::bigint[]) "
+        "AS carried (job_id, error, plans, categories, deadline, epoch)) AS u"
+    )
 
 
-def test_unspecified_and_empty_mean_that_it_stays() -> None:
+def test_what_is_not_said_travels_empty() -> None:
     [step] = rows_of(a_commit(steps=[jobstore_pb2.StepChange(step_id="s")]), "c").step_changes
-    assert step == ("s", None, None, None, None, None)
+    assert step == ("s", "", 0, "", "", b"")
 
 
-def test_progress_zero_is_not_the_same_as_none() -> None:
-    [step] = rows_of(a_commit(steps=[jobstore_pb2.StepChange(step_id="s", progress=0)]), "c").step_changes
-    assert step[2] == 0
+def test_times_travel_as_text() -> None:
+    commit = a_commit(new_tasks=[jobstore_pb2.TaskRow(task_id="t")])
+    commit.new_tasks[0].deadline.FromJsonString("2026-11-01T10:00:00.25Z")
+    [task] = rows_of(commit, "c").tasks
+    assert task[-1] == "2026-11-01T10:00:00.250Z"
 
 
 def test_a_job_is_touched_by_a_change_of_its_steps_but_not_of_its_tasks() -> None:
@@ -49,15 +56,15 @@ def test_a_job_is_touched_by_a_change_of_its_steps_but_not_of_its_tasks() -> Non
 
 
 def test_the_root_keeps_the_sequence_whatever_else_changes() -> None:
-    assert rows_of(a_commit(), "c").command_changes == [("flow", None, None, None, None, 2)]
+    assert rows_of(a_commit(), "c").command_changes == [("flow", "", "", 0, b"", 2)]
 
 
 def test_a_change_of_the_root_keeps_the_sequence_itself() -> None:
     changed = jobstore_pb2.CommandChange(command_id="flow", status=jobs_pb2.COMMAND_STATUS_SUCCEEDED)
     child = jobstore_pb2.CommandChange(command_id="child", end_attempts=1)
     assert rows_of(a_commit(commands=[changed, child]), "c").command_changes == [
-        ("flow", "SUCCEEDED", None, None, None, 2),
-        ("child", None, None, 1, None, None),
+        ("flow", "SUCCEEDED", "", 0, b"", 2),
+        ("child", "", "", 1, b"", 0),
     ]
 
 
