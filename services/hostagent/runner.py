@@ -130,8 +130,9 @@ class TaskRunner:
         (answer,) = await self._crew.see_through(self._intake.take((spec,), is_call=True))
         if isinstance(answer, WaybillError):
             raise answer
-        await self.record(spec.task_id).over.wait()
-        return self.record(spec.task_id)  # asked again: it may have been lost
+        record = self.record(spec.task_id)
+        await record.over.wait()
+        return record if record.task.is_over else self.record(spec.task_id)  # which raises: its host lost it
 
     async def stop(self, task_id: str, owner: FlowOwner) -> Record:
         """Asks a task to stop. Raises TASK_UNKNOWN, STALE_EPOCH."""
@@ -267,6 +268,7 @@ class TaskRunner:
                 return
         except IllegalMove as error:
             raise errors.failed_precondition(error.code, str(error), state=record.task.state.value) from error
+        record.over.clear()
         self._publish(record)
         try:
             await self._ledger.ask_revert(record.row)

@@ -329,8 +329,6 @@ async def test_a_finished_task_can_be_taken_back() -> None:
         await agent.start("t1")
         await (await agent.host.begun("t1")).recover_by("first")
         await agent.finish("t1")
-        record = agent.record("t1")
-        record.over.clear()
         await agent.runner.revert("t1", OWNER)
         assert (await agent.end_of("t1")).result is CLEAN_SUCCESS
         assert agent.host.recovered == ["first"]
@@ -402,6 +400,16 @@ async def test_a_call_says_what_was_seen_last_before_its_effect() -> None:
         agent.observations.observe("VM", "v1", "DOWN")
         agent.host.finish("c1")
         assert (await call).row.observation_number == 2
+
+
+async def test_a_call_that_its_host_lost_is_denied() -> None:
+    async with an_agent() as agent:
+        call = asyncio.create_task(agent.runner.call(a_spec("c1", "short")))
+        await agent.host.begun("c1")
+        agent.host.fail("c1", Forgotten())
+        with pytest.raises(WaybillError) as refused:
+            await call
+        assert refused.value.reason == "TASK_UNKNOWN"
 
 
 async def test_a_call_needs_no_worker() -> None:

@@ -138,7 +138,7 @@ class HostAgentServicer(object):
         raise NotImplementedError('Method not implemented!')
 
     def GetAllTasksStatuses(self, request, context):
-        """The states of all tasks that are not cleared. May be repeated.
+        """The states of all tasks that are not cleared; of calls only if named. May be repeated.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -175,14 +175,16 @@ class HostAgentServicer(object):
         raise NotImplementedError('Method not implemented!')
 
     def WatchTasks(self, request, context):
-        """Streams task states: a snapshot of all that are not cleared, then changes, several to a message.
+        """Streams task states: a snapshot of all that are not cleared, then changes, several to a message. An end is told at
+        once, anything else within a moment, so a short task may be told of only once. Calls are not told of.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def WatchEvents(self, request, context):
-        """Streams what the host sees of itself and of its VMs: a snapshot, then changes, numbered.
+        """Streams what the host sees of itself and of its VMs: a snapshot, then changes, numbered. A VM that is DOWN is told of
+        when it gets so, and is not on the host afterwards.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

@@ -33,7 +33,7 @@ class HostAgentStub:
     GetTaskInfo: _aio.UnaryUnaryMultiCallable[_hostagent_pb2.GetTaskInfoRequest, _hostagent_pb2.GetTaskInfoResponse]
     """What one task is. NOT_FOUND as above. May be repeated."""
     GetAllTasksStatuses: _aio.UnaryUnaryMultiCallable[_hostagent_pb2.GetAllTasksStatusesRequest, _hostagent_pb2.GetAllTasksStatusesResponse]
-    """The states of all tasks that are not cleared. May be repeated."""
+    """The states of all tasks that are not cleared; of calls only if named. May be repeated."""
     GetAllTasksInfo: _aio.UnaryUnaryMultiCallable[_hostagent_pb2.GetAllTasksInfoRequest, _hostagent_pb2.GetAllTasksInfoResponse]
     """What all tasks are. May be repeated."""
     StopTask: _aio.UnaryUnaryMultiCallable[_hostagent_pb2.StopTaskRequest, _hostagent_pb2.StopTaskResponse]
@@ -47,9 +47,13 @@ class HostAgentStub:
     refused with TASK_STATE. May be repeated.
     """
     WatchTasks: _aio.UnaryStreamMultiCallable[_hostagent_pb2.WatchTasksRequest, _hostagent_pb2.WatchTasksResponse]
-    """Streams task states: a snapshot of all that are not cleared, then changes, several to a message."""
+    """Streams task states: a snapshot of all that are not cleared, then changes, several to a message. An end is told at
+    once, anything else within a moment, so a short task may be told of only once. Calls are not told of.
+    """
     WatchEvents: _aio.UnaryStreamMultiCallable[_hostagent_pb2.WatchEventsRequest, _hostagent_pb2.WatchEventsResponse]
-    """Streams what the host sees of itself and of its VMs: a snapshot, then changes, numbered."""
+    """Streams what the host sees of itself and of its VMs: a snapshot, then changes, numbered. A VM that is DOWN is told of
+    when it gets so, and is not on the host afterwards.
+    """
     GetHost: _aio.UnaryUnaryMultiCallable[_hostagent_pb2.GetHostRequest, _hostagent_pb2.GetHostResponse]
     """What this host is and has."""
 
@@ -102,7 +106,7 @@ class HostAgentServicer(metaclass=_abc_1.ABCMeta):
         request: _hostagent_pb2.GetAllTasksStatusesRequest,
         context: _aio.ServicerContext[_hostagent_pb2.GetAllTasksStatusesRequest, _abc.Awaitable[_hostagent_pb2.GetAllTasksStatusesResponse]],
     ) -> _abc.Awaitable[_hostagent_pb2.GetAllTasksStatusesResponse]:
-        """The states of all tasks that are not cleared. May be repeated."""
+        """The states of all tasks that are not cleared; of calls only if named. May be repeated."""
 
     @_abc_1.abstractmethod
     def GetAllTasksInfo(
@@ -146,7 +150,9 @@ class HostAgentServicer(metaclass=_abc_1.ABCMeta):
         request: _hostagent_pb2.WatchTasksRequest,
         context: _aio.ServicerContext[_hostagent_pb2.WatchTasksRequest, _abc.AsyncIterator[_hostagent_pb2.WatchTasksResponse]],
     ) -> _abc.AsyncIterator[_hostagent_pb2.WatchTasksResponse]:
-        """Streams task states: a snapshot of all that are not cleared, then changes, several to a message."""
+        """Streams task states: a snapshot of all that are not cleared, then changes, several to a message. An end is told at
+        once, anything else within a moment, so a short task may be told of only once. Calls are not told of.
+        """
 
     @_abc_1.abstractmethod
     def WatchEvents(
@@ -154,7 +160,9 @@ class HostAgentServicer(metaclass=_abc_1.ABCMeta):
         request: _hostagent_pb2.WatchEventsRequest,
         context: _aio.ServicerContext[_hostagent_pb2.WatchEventsRequest, _abc.AsyncIterator[_hostagent_pb2.WatchEventsResponse]],
     ) -> _abc.AsyncIterator[_hostagent_pb2.WatchEventsResponse]:
-        """Streams what the host sees of itself and of its VMs: a snapshot, then changes, numbered."""
+        """Streams what the host sees of itself and of its VMs: a snapshot, then changes, numbered. A VM that is DOWN is told of
+        when it gets so, and is not on the host afterwards.
+        """
 
     @_abc_1.abstractmethod
     def GetHost(
