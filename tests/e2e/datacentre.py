@@ -198,17 +198,20 @@ class DataCentre:
 
 
 @asynccontextmanager
-async def data_centre(folder: Path, *, hosts: int = 2, **options: Any) -> AsyncIterator[DataCentre]:
-    """Starts a stack (with the options of Stack) whose hosts are known under the addresses of their wiretaps."""
+async def data_centre(
+    folder: Path, *, hosts: int = 2, tapped: bool = True, **options: Any
+) -> AsyncIterator[DataCentre]:
+    """Starts a stack (with the options of Stack) whose hosts, if `tapped`, have the addresses of their wiretaps."""
     async with AsyncExitStack() as parts:
         stack = await parts.enter_async_context(Stack(folder, hosts=hosts, **options))
-        taps = {host.name: await parts.enter_async_context(Wiretap(host.address)) for host in stack.hosts}
+        taps = {host.name: await parts.enter_async_context(Wiretap(host.address)) for host in stack.hosts if tapped}
         agents = {
             host.name: await parts.enter_async_context(HostClient(host.address, wait_for_ready=True))
             for host in stack.hosts
         }
         client = await parts.enter_async_context(stack.client(wait_for_ready=True))
-        await client.put_entities(_declared(host_id, tap.address) for host_id, tap in taps.items())
+        if tapped:
+            await client.put_entities(_declared(host_id, tap.address) for host_id, tap in taps.items())
         centre = DataCentre(stack, client, agents, taps)
         await centre.until(lambda: _all_up(client, hosts))
         yield centre
