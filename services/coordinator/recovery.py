@@ -159,6 +159,7 @@ class Recovery:
         on_flows: Callable[[Sequence[jobstore_pb2.FlowRows]], None],
         on_death: Callable[[], None],
         is_running: Callable[[str], bool] = lambda flow_command_id: False,
+        orphan_seconds: float = ORPHAN_SECONDS,
     ) -> None:
         """`on_flows` takes claimed flows up. `on_death`: a coordinator is gone, its flows are claimed.
 
@@ -170,6 +171,7 @@ class Recovery:
         self._on_flows = on_flows
         self._on_death = on_death
         self._is_running = is_running
+        self._orphan_seconds = orphan_seconds
         self._leases = LeaseBook(coordinator_id, lease_seconds)
         self._bell = Doorbell(clock)
         self._orphans_due = clock.monotonic()
@@ -219,7 +221,7 @@ class Recovery:
             self._on_death()
         if self._clock.monotonic() >= self._orphans_due:
             await self._claim_all("", 0)
-            self._orphans_due = self._clock.monotonic() + ORPHAN_SECONDS
+            self._orphans_due = self._clock.monotonic() + self._orphan_seconds
 
     async def _claim_all(self, coordinator_id: str, counter: int) -> None:
         while flow_command_ids := await self._claim(coordinator_id, counter):

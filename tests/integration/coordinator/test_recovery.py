@@ -12,10 +12,11 @@ from tests.integration.coordinator.far_end import SILENCE, ScriptedJobStore, pas
 from chassis.clock import ManualClock
 from chassis.errors import failed_precondition
 from coordinator.journal import Journal
-from coordinator.recovery import ORPHAN_SECONDS, Lease, Recovery
+from coordinator.recovery import Lease, Recovery
 from waybill.v1 import jobstore_pb2, jobstore_pb2_grpc
 
 LEASE_SECONDS = 3.0
+ORPHAN_SECONDS = 20.0
 
 
 class Coordinator:
@@ -35,6 +36,7 @@ class Coordinator:
             on_flows=lambda flows: self.running.extend(flow.flow_command_id for flow in flows),
             on_death=self._died,
             is_running=lambda flow_command_id: flow_command_id in self.running,
+            orphan_seconds=ORPHAN_SECONDS,
         )
         self.lease = Lease(
             journal,

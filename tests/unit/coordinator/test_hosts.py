@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 import pytest
 from google.protobuf import json_format, struct_pb2
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import Bundle, RuleBasedStateMachine, consumes, invariant, rule
 
@@ -270,4 +270,5 @@ class CareMachine(RuleBasedStateMachine):
         assert all(self.on_host[task_id].state == FINISHED for task_id in ended)
 
 
+CareMachine.TestCase.settings = settings(max_examples=50, stateful_step_count=30)
 TestCare: Callable[..., object] = CareMachine.TestCase
