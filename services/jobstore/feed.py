@@ -18,7 +18,10 @@ a position. Each time it has sent what it had to, it looks where it stands:
       ▼     │     └───────────┘  the store is another one ─────────▶ OUT_OF_RANGE
     snapshot, from 0
 
-So a slow watcher costs nothing but its own reads: nothing queues up for it, nobody waits for it, and what changed
+So many watchers share the reading, the building and, where they want the same, the bytes; what is left is a message
+each. When that is much, the reader rests between rounds, and the next round is larger.
+
+A slow watcher costs nothing but its own reads: nothing queues up for it, nobody waits for it, and what changed
 several times while it was away comes folded. Memory is bounded by the window, whatever the number of watchers.
 
 **From 0**: the head R0 is read, then the jobs that match, page by page, by id, each page in a snapshot of its own (a
@@ -87,6 +90,9 @@ _LARGEST_ROUND: Final = 5_000
 """Changes that the reader reads at once; more, and everybody reads the table."""
 _TABLE_PAGE: Final = 200
 _TABLE_READERS: Final = 4
+_REST_PER_WATCHER: Final = 0.000_1
+"""Seconds; about twice what a message costs, so that messages take half of the process at most."""
+_LEAST_REST: Final = 0.005
 _LONGEST_DELAY: Final = 5.0
 _KEPT_DIGESTS: Final = 64
 
@@ -342,6 +348,7 @@ class Feed:
                 await self._doorbell.wait()
                 self._doorbell.clear()
                 await self._round(connection)
+                await self._rest()
         finally:
             connection.remove_termination_listener(self._hung_up)
             if not connection.is_closed():
@@ -356,6 +363,12 @@ class Feed:
         async with connection.transaction(isolation="repeatable_read", readonly=True):
             batch = await read_batch(connection, self._window.end, scope, limit=self._largest_round)
         self._take(batch)
+
+    async def _rest(self) -> None:
+        """Lets the next round gather more if many watch: each one is a message to each of them."""
+        seconds = len(self._watchers) * _REST_PER_WATCHER
+        if seconds >= _LEAST_REST:
+            await self._clock.sleep(seconds)
 
     def _scope(self) -> Scope:
         """All that anybody wants."""

@@ -77,6 +77,8 @@ class Field:
     read: Read = field(compare=False)
     equals: Callable[[Bindings, Value], str] = field(compare=False)
     """The SQL condition for "is equal to"."""
+    differs: Callable[[Bindings, Value], str] | None = field(default=None, compare=False)
+    """The one for "is not equal to", where there is a better one than the opposite of that."""
     holds: Callable[[jobs_pb2.Job, Value], bool] | None = field(default=None, compare=False)
     """The same of a message; None: nobody watches this kind of thing."""
     changing: bool = False
@@ -130,10 +132,17 @@ def _column(column: str) -> Callable[[Bindings, Value], str]:
     return lambda bind, value: f"{column} = {bind(value)}"
 
 
+_UNFINISHED: Final = "job.status <> 'FINISHED'"
+
+
 def _status(bind: Bindings, value: Value) -> str:
     """Nearly every job is FINISHED, so the index by status leaves those out, and must be told that we do, too."""
-    rest = "" if value == "FINISHED" else " AND job.status <> 'FINISHED'"
+    rest = "" if value == "FINISHED" else f" AND {_UNFINISHED}"
     return f"job.status = {bind(value)}{rest}"
+
+
+def _not_status(bind: Bindings, value: Value) -> str:
+    return _UNFINISHED if value == "FINISHED" else f"job.status <> {bind(value)}"
 
 
 def _subject(bind: Bindings, value: Value) -> str:
@@ -160,21 +169,25 @@ def _published(*fields: Field) -> Mapping[str, Field]:
 
 
 JOBS: Final = _published(
-    Field("job_id", _uuid, _column("job.job_id"), lambda job, value: job.job_id == value),
+    Field("job_id", _uuid, _column("job.job_id"), holds=lambda job, value: job.job_id == value),
     Field(
         "status",
         _one_of(EXECUTION_STATUS),
         _status,
-        lambda job, value: job.status == EXECUTION_STATUS[str(value)],
+        differs=_not_status,
+        holds=lambda job, value: job.status == EXECUTION_STATUS[str(value)],
         changing=True,
     ),
-    Field("command_type", _text, _column("job.command_type"), lambda job, value: job.command_type == value),
+    Field("command_type", _text, _column("job.command_type"), holds=lambda job, value: job.command_type == value),
     Field(
-        "correlation_id", _correlation_id, _column("job.correlation_id"), lambda job, value: job.correlation_id == value
+        "correlation_id",
+        _correlation_id,
+        _column("job.correlation_id"),
+        holds=lambda job, value: job.correlation_id == value,
     ),
-    Field("owner", _text, _column("job.owner"), lambda job, value: job.owner == value),
-    Field("entity", _entity, _subject, _has_subject),
-    Field("visible", _truth, _column("job.visible"), lambda job, value: job.visible == value),
+    Field("owner", _text, _column("job.owner"), holds=lambda job, value: job.owner == value),
+    Field("entity", _entity, _subject, holds=_has_subject),
+    Field("visible", _truth, _column("job.visible"), holds=lambda job, value: job.visible == value),
 )
 
 EVENTS: Final = _published(
@@ -230,6 +243,8 @@ class Comparison:
     def sql(self, bind: Bindings, *, leave_out_changing: bool = False) -> str:
         if leave_out_changing and self.field.changing:
             return "NULL"
+        if self.negated and self.field.differs:
+            return self.field.differs(bind, self.value)
         condition = self.field.equals(bind, self.value)
         return f"({condition}) IS NOT TRUE" if self.negated else condition
 

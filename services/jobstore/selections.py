@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import chain
 from typing import Final, Protocol
 
 from jobstore.changes import read_digest, read_journal_snapshot, read_snapshot_page
@@ -102,16 +103,16 @@ class JobSelection:
                 continue
             match self.filter.verdict(change.job):
                 case Verdict.MATCHES:
-                    yield self._upsert(change)
+                    yield from self._upserts(change)
                 case Verdict.LEFT:
                     yield change.removal
                 case Verdict.NEVER:
                     pass
 
-    def _upsert(self, change: JobChanged) -> bytes:
+    def _upserts(self, change: JobChanged) -> list[bytes]:
         """With all steps if it may not have matched before: then this is the first that is seen of it."""
         if not self.tree:
-            return change.basic
+            return change.without_steps
         if self.filter.changing and change.status_changed:
             return change.with_all_steps
         return change.with_changed_steps
@@ -128,8 +129,8 @@ class JobSelection:
     async def read_snapshot(self, connection: Connection, cursor: str) -> SnapshotPage:
         limit = _SNAPSHOT_PAGE_OF_TREES if self.tree else _SNAPSHOT_PAGE
         page = await read_snapshot_page(connection, self.filter, cursor, tree=self.tree, limit=limit)
-        pieces = [change.with_all_steps if self.tree else change.basic for change in page]
-        return SnapshotPage(messages(pieces), page[-1].job.job_id if len(page) == limit else "")
+        upserts = (change.with_all_steps if self.tree else change.without_steps for change in page)
+        return SnapshotPage(messages(chain.from_iterable(upserts)), page[-1].job.job_id if len(page) == limit else "")
 
     async def read_digest(self, connection: Connection) -> tuple[int, str]:
         return await read_digest(connection, self.filter)

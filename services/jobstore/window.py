@@ -15,7 +15,7 @@ Pure: no clock, no loop, no database.
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from datetime import datetime
 from enum import Flag, auto
@@ -86,10 +86,10 @@ def removal(job_id: str) -> bytes:
     return framed(_CHANGES, framed(_REMOVED, job_id.encode()))
 
 
-def tree_upserts(job: bytes, steps: Sequence[bytes]) -> bytes:
-    """A change with steps. One that would be too large for a message comes as several, which the reader merges."""
+def tree_upserts(job: bytes, steps: Iterable[bytes]) -> list[bytes]:
+    """A change with steps; as several, which the reader merges, if it would be too large for a message."""
     groups = list(_groups(steps, LARGEST_MESSAGE)) or [b""]
-    return b"".join(upsert(job + group) for group in groups)
+    return [upsert(job + group) for group in groups]
 
 
 def step_bytes(step: jobs_pb2.Step) -> bytes:
@@ -134,19 +134,19 @@ class JobChanged:
 
     def __post_init__(self) -> None:
         self._job_bytes = self.job.SerializeToString()
-        self.basic = upsert(self._job_bytes)
-        """The change without steps."""
+        self.without_steps = [upsert(self._job_bytes)]
+        """The change for whoever wants no tree."""
 
     @cached_property
-    def with_changed_steps(self) -> bytes:
+    def with_changed_steps(self) -> list[bytes]:
         """The change for whoever holds the rest of the tree."""
-        return tree_upserts(self._job_bytes, [step_bytes(step) for step in self.changed_steps])
+        return tree_upserts(self._job_bytes, map(step_bytes, self.changed_steps))
 
     @cached_property
-    def with_all_steps(self) -> bytes:
+    def with_all_steps(self) -> list[bytes]:
         """The change for whoever may hold nothing of it."""
         assert self.steps is not None
-        return tree_upserts(self._job_bytes, [step_bytes(step) for step in self.steps])
+        return tree_upserts(self._job_bytes, map(step_bytes, self.steps))
 
     @cached_property
     def removal(self) -> bytes:

@@ -57,6 +57,13 @@ def test_a_status_names_the_partial_index_unless_it_is_the_common_one() -> None:
     assert sql(job_filter("status = FINISHED AND visible = true"))[0] == "job.status = $1 AND job.visible = $2"
 
 
+def test_unfinished_is_said_in_the_words_of_the_partial_index() -> None:
+    assert (
+        sql(job_filter("status != FINISHED AND visible = true"))[0] == "job.status <> 'FINISHED' AND job.visible = $1"
+    )
+    assert sql(job_filter("status != FAILED AND visible = true"))[0] == "job.status <> $1 AND job.visible = $2"
+
+
 def test_not_equal_holds_where_there_is_nothing_to_compare() -> None:
     assert sql(event_filter('entity != "VM/vm-1"')) == (
         "(event.entity_type = $1 AND event.entity_id = $2) IS NOT TRUE",
