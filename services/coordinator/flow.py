@@ -103,7 +103,7 @@ class FlowTree:
         self.steps = book.steps
         self.leaves = book.leaves
         self.epoch = epoch
-        self.ended = False  # the commit that ends it is durable
+        self.ended = book.job.status.ended  # … and the commit that ended it is durable
         self._book = book
         self._cancel_kind = cancel
         self._subject_names = subject_names
@@ -113,7 +113,7 @@ class FlowTree:
         self._requests: set[str] = set()  # intents from the store that were taken
         self._conflicts = 0  # in a row
         self._refused = False  # the commit in flight was; it is taken back as soon as no code runs and no pause is on
-        self._closed = False  # ended, or not ours: nothing is done any more
+        self._closed = self.ended  # or not ours: nothing is done any more
         self._cast()
 
     def _cast(self) -> None:
@@ -270,9 +270,14 @@ class FlowTree:
             self._plans.stop_all(wish)
 
     def _answer_late(self, event: ev.Event) -> None:
-        if self.ended and isinstance(event, ev.CancelAsked):
+        """What is told of an ended flow, or of one that is not ours."""
+        if not self.ended:
+            return
+        if isinstance(event, ev.CancelAsked):
             refusal = failures.job_ended(self.job.job_id, self.job.status)
             self._turn.effects.append(ev.AnswerCancel(event.token, refusal))
+        elif isinstance(event, ev.Recovered):
+            self._turn.effects.append(ev.Done())
 
     # --- commits: recorded -------------------------------------------------------------------------------------------
 

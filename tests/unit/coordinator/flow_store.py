@@ -190,6 +190,9 @@ class Store:
         """Makes a commit durable; returns the entities that it asked to be told of."""
         self.time += 1
         self.sequence = commit.sequence
+        if self.job is not None and self.job.cancel_requested_by:
+            assert not commit.new_leaves, "something begins though the job is to stop"
+            assert not commit.new_commands, "a child begins though the job is to stop"
         self._apply_job(commit)
         self._insert(commit)
         self._change(commit)

@@ -1,0 +1,443 @@
+"""Random flows in a random world: plans of every kind, and whatever can happen to them, in any order.
+
+    storm = Storm(rng)      a plan, commands' code, what hosts will say, what cancelling does: all by chance
+    storm.rage()            events in random order: reports, losses, observations, timers, cancels, refusals, crashes
+    storm.calm_down()       no more faults; the flow must come to its end
+    storm.judge()           the invariants, by an oracle that knows the plans and the rows, not the tree
+
+The same source of chance gives the same history. `happened` counts what did: a storm in which nothing happens proves
+nothing.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Iterator
+from random import Random
+from typing import Any
+from uuid import UUID, uuid5
+
+from tests.unit.coordinator.flow_scenario import (
+    BROKEN,
+    HOST_STOPPED,
+    RAISED,
+    REFUSED,
+    START,
+    UNWILLING,
+    VM,
+    Scenario,
+    Script,
+)
+from tests.unit.coordinator.flow_store import Entity
+
+from coordinator import events as ev
+from coordinator.plan import (
+    Call,
+    Change,
+    Child,
+    Concurrently,
+    EntityRef,
+    Former,
+    Nothing,
+    Observation,
+    Plan,
+    Serially,
+    Task,
+    WaitFor,
+    state,
+)
+from coordinator.rows import Cancel, CommandStatus, Failure, Leaf, LeafKind, Status
+
+TYPES = ("Root", "One", "Two", "Three")
+LOCKS = (EntityRef("VM", "lock-1"), EntityRef("VM", "lock-2"))
+STATES = ("UP", "DOWN", "PAUSED")
+LONGEST = 2_000
+
+
+def disk_of(command_type: str) -> EntityRef:
+    """The disk that commands of a type change."""
+    return EntityRef("DISK", f"of-{command_type}")
+
+
+def _nodes(plan: Plan, path: str) -> Iterator[tuple[str, Plan]]:
+    yield path, plan
+    for n, part in enumerate(getattr(plan, "plans", ())):
+        yield from _nodes(part, f"{path}.{n}" if path else str(n))
+
+
+class Storm:
+    """See the module."""
+
+    def __init__(self, rng: Random) -> None:
+        self.rng = rng
+        self.happened: Counter[str] = Counter()
+        scripts = {kind: self._script(kind) for kind in TYPES}
+        self.flow = Scenario(
+            scripts.pop("Root"),
+            scripts,
+            cancel=rng.choice([*Cancel, Cancel.REVERT, Cancel.REVERT]),
+            deadline=START + rng.choice([20, 200]) if self._chance(15) else 0.0,
+            entities=[ref for ref in (*map(disk_of, TYPES), *LOCKS) if self._chance(80)],
+        )
+        self.flow.hold = {"plan", "end", "commit"}
+        self._first_entities = {ref: entity.status for ref, entity in self.flow.store.entities.items()}
+        self._fates: dict[str, ev.LeafReported] = {}  # what hosts have made of what they were told to do
+        self._said: list[ev.LeafReported] = []
+        self._cancels = 0
+        self._number = 0
+        self._ended_in_a_crash = False
+
+    def _chance(self, percent: int) -> bool:
+        return self.rng.randrange(100) < percent
+
+    # --- plans and code ----------------------------------------------------------------------------------------------
+
+    def _script(self, kind: str) -> Script:
+        return Script(
+            plan=self._plan(kind, 3),
+            refused=REFUSED if kind != "Root" and self._chance(6) else None,
+            raised=RAISED if self._chance(3) else None,
+            locks=[ref for ref in LOCKS if self._chance(15)],
+            reads=[ref for ref in LOCKS if self._chance(20)],
+            changes={disk_of(kind): f"LOCKED by {kind}"} if self._chance(40) else {},
+            ends={disk_of(kind): "ENDED"} if self._chance(30) else None,
+            end_raises=self.rng.choice([1, 2, 9]) if self._chance(10) else 0,
+        )
+
+    def _plan(self, kind: str, depth: int) -> Plan:
+        group = depth > 0 and self._chance(90 if kind == "Root" and depth == 3 else 45)
+        return self._group(kind, depth) if group else self._leaf(kind)
+
+    def _group(self, kind: str, depth: int) -> Plan:
+        parts = tuple(self._plan(kind, depth - 1) for _ in range(self.rng.choice([0, 1, 2, 2, 3, 3, 4])))
+        if self._chance(60):
+            return Serially(plans=parts, **self._options())
+        return Concurrently(plans=parts, **self._options())
+
+    def _leaf(self, kind: str) -> Plan:
+        options, entity = self._options(), disk_of(kind) if self._chance(40) else None
+        below = TYPES[TYPES.index(kind) + 1 :]
+        dice = self.rng.randrange(100)
+        if dice < 8:
+            return Nothing(**options)
+        if dice < 18:
+            return Change(entity=disk_of(kind), status="CHANGED", former=Former("", "OK", {}), **options)
+        if dice < 30:
+            until, fails_if = state(self.rng.choice(STATES)), state(self.rng.choice(STATES))
+            return WaitFor(entity=VM, until=until, fails_if=fails_if, deadline=30, **options)
+        if dice < 45:
+            return Call(host_id="h2", verb="call", entity=entity, **options)
+        if dice < 70 and below:
+            return Child(command_type=self.rng.choice(below), **options)
+        return Task(host_id="h1", verb="work", entity=entity, deadline=self.rng.choice([None, None, 15]), **options)
+
+    def _options(self) -> dict[str, Any]:
+        return {
+            "step": self.rng.choice(["", "A", "B", "C"]),
+            "best_effort": self._chance(8),
+            "no_return": self._chance(5),
+            "weight": self.rng.choice([0, 1, 1, 5]),
+        }
+
+    # --- what happens ------------------------------------------------------------------------------------------------
+
+    def rage(self) -> None:
+        """Lets things happen until the flow has ended or there has been enough."""
+        self.flow.submit()
+        for _ in range(self.rng.randrange(10, 80)):
+            if self._is_over():
+                return
+            self._something(faults=True)
+
+    def calm_down(self) -> None:
+        """Lets only what must happen do so, until the flow has ended."""
+        self.flow.store.foreign_locks.clear()
+        for _ in range(LONGEST):
+            if self._is_over():
+                return
+            self._something(faults=False)
+        raise AssertionError(f"it does not end: {self.flow.asks()}")
+
+    def _is_over(self) -> bool:
+        return self.flow.store.ended or self.flow.refused is not None
+
+    def _something(self, *, faults: bool) -> None:
+        flow = self.flow
+        possible: list[Callable[[], None]] = []
+        possible += [self._plan_one] * 4 * bool(flow.plans)
+        possible += [self._end_one] * 4 * bool(flow.ends)
+        possible += [self._record if faults else flow.record] * 5 * bool(flow.commit)
+        possible += [self._report] * 5 * bool(flow.begun)
+        possible += [self._see] * bool(list(flow.tree.waits_for()))
+        possible += [self._fire] * bool(flow.timers)
+        if faults:
+            possible += [self._repeat_report, self._cancel, self._crash, self._meddle]
+        self.rng.choice(possible)()
+
+    def _note(self, what: str) -> None:
+        self.happened[what] += 1
+
+    def _plan_one(self) -> None:
+        self._note("plan")
+        self.flow.plan(self.rng.choice(list(self.flow.plans)))
+
+    def _end_one(self) -> None:
+        self._note("end")
+        self.flow.end(self.rng.choice(list(self.flow.ends)))
+
+    def _record(self) -> None:
+        flow = self.flow
+        assert flow.commit is not None
+        if self._chance(6):
+            if flow.store.sequence > 0:
+                flow.store.refusals.append(UNWILLING)
+            elif self._chance(30):
+                flow.store.refusals.append(Failure(6, "REQUEST_ID_REUSED", "used with another body"))
+        failure = flow.store.refusals[0] if flow.store.refusals else flow.store.refusal(flow.commit)
+        when = "first" if flow.store.sequence == 0 else "later"
+        self._note(f"{when} commit refused {failure.reason}" if failure else "recorded")
+        flow.record()
+
+    def _report(self) -> None:
+        flow = self.flow
+        leaf = flow.begun[self.rng.choice(list(flow.begun))]
+        if self._chance(25):
+            self._note("progress")
+            flow.report(leaf.task_id, "", progress=self.rng.randrange(101))
+            return
+        fate = self._fates.get(leaf.task_id) or self._fate_of(leaf)
+        self._note("lost" if fate.lost else fate.result)
+        self._say(fate)
+
+    def _fate_of(self, leaf: Leaf) -> ev.LeafReported:
+        """Decides, once and for all, what a host makes of a task or call."""
+        self._number += 1
+        numbers = {"observation_number": self._number, "incarnation": "i1"}
+        dice = self.rng.randrange(100)
+        if leaf.task_id in self.flow.stopped and dice < 60:
+            fate = ev.LeafReported(leaf.task_id, "CLEAN_SUCCESS", error=HOST_STOPPED, **numbers)
+        elif dice < 84:
+            fate = ev.LeafReported(leaf.task_id, "SUCCESS", **numbers)
+        elif dice < 91:
+            fate = ev.LeafReported(leaf.task_id, "CLEAN_SUCCESS", error=BROKEN, **numbers)
+        elif dice < 96:
+            error = HOST_STOPPED if self._chance(30) else BROKEN
+            fate = ev.LeafReported(leaf.task_id, "CLEAN_FAILURE", error=error, **numbers)
+        else:
+            fate = ev.LeafReported(leaf.task_id, lost=True, error=BROKEN if self._chance(50) else None)
+        self._fates[leaf.task_id] = fate
+        return fate
+
+    def _say(self, report: ev.LeafReported) -> None:
+        self._said.append(report)
+        self.flow.begun.pop(report.task_id, None)
+        self.flow.take(report)
+
+    def _repeat_report(self) -> None:
+        if self._said:
+            self._note("repeated report")
+            report = self.rng.choice(self._said)
+            if self._chance(30):
+                report = ev.LeafReported(report.task_id, "", progress=50)
+            if report.task_id not in self.flow.begun:  # else it would be the first word to a new process
+                self.flow.take(report)
+
+    def _see(self) -> None:
+        self._note("seen")
+        self._number += self._chance(80)
+        seen = Observation(self.rng.choice(STATES), "h1", "", self.rng.choice(["i1", "i1", "i2"]), self._number)
+        self.flow.store.observed[VM] = seen
+        if VM in set(self.flow.tree.waits_for()):
+            self.flow.take(ev.EntitySeen(VM, seen))
+
+    def _fire(self) -> None:
+        key = min(self.flow.timers, key=lambda key: (self.flow.timers[key], key))
+        self._note(f"timer {key.split()[0]}")
+        self.flow.fire(key)
+
+    def _cancel(self) -> None:
+        if self._cancels < 3 and self._chance(30):
+            self._cancels += 1
+            self._note("cancel")
+            self.flow.cancel(self._cancels, request_id=f"r{self._cancels}" if self._chance(50) else "")
+
+    def _crash(self) -> None:
+        if self.flow.store.job is not None and self.flow.crashes < 3 and self._chance(25):
+            lost = self._chance(50)
+            self._note("crash" if self.flow.commit is None else f"crash, commit {'lost' if lost else 'stored'}")
+            self.flow.crash(commit_is_lost=lost)
+            self._ended_in_a_crash = self.flow.store.ended
+
+    def _meddle(self) -> None:
+        """Other flows change entities, take locks and free them."""
+        store = self.flow.store
+        if self._chance(40):
+            ref = self.rng.choice([*LOCKS, *map(disk_of, TYPES)])
+            if ref not in store.locks:
+                store.entities.setdefault(ref, Entity(version=0)).version += 1
+        elif store.foreign_locks:
+            store.foreign_locks.clear()
+        else:
+            ref = self.rng.choice(LOCKS)
+            if ref not in store.locks and self._chance(50):
+                store.foreign_locks[ref] = "job-7"
+
+    # --- what must hold ----------------------------------------------------------------------------------------------
+
+    def judge(self) -> None:
+        """Asserts what must be true of every flow that has ended."""
+        flow, store = self.flow, self.flow.store
+        if flow.refused is not None:
+            self._note("refused to the submitter")
+            assert store.job is None
+            assert (flow.done, flow.answers) == (1, 0)
+            return
+        assert store.violations() == []
+        assert flow.done == 1
+        self._note(f"job {flow.job.status}")
+        self.happened["compared with a loaded tree"] += flow.compared
+        self.happened["stopped"] += len(flow.stopped)
+        places = Counter((leaf.command_id, leaf.attempt, leaf.path) for leaf in store.leaves.values())
+        assert set(places.values()) <= {1}, "one place began twice"
+        self._judge_events()
+        self._judge_ends()
+        self._judge_result()
+        self._judge_steps()
+        self._judge_entities()
+        assert set(store.handled.values()) <= {1}
+        if not flow.crashes:
+            assert flow.cancel_answers.keys() >= set(range(1, self._cancels + 1)), "a cancel was not answered"
+        if not self._ended_in_a_crash:  # else whoever owns the hosts clears what is left
+            begun = [leaf.task_id for leaf in store.leaves.values() if leaf.kind is not LeafKind.WAIT]
+            assert sorted(flow.cleared) == sorted(begun)
+
+    def _judge_events(self) -> None:
+        kinds = Counter(self.flow.event_types())
+        wished = bool(self.flow.job.cancel_requested_by)
+        assert kinds["JOB_CANCELED"] + kinds["JOB_DEADLINE_EXCEEDED"] == wished
+        lost = sum(leaf.state == "UNKNOWN" for leaf in self.flow.store.leaves.values())
+        assert kinds["TASK_LOST"] == lost
+
+    def _judge_ends(self) -> None:
+        """The notes of an end are stored once, of a plan at most once; a plan is sealed with what it begins."""
+        store = self.flow.store
+        for command in store.commands.values():
+            times = store.occasions[command.command_id, "end"]
+            gave_up = self._gave_up(command.command_type)
+            has_end = self.flow.scripts[command.command_type].ends is not None
+            if command.plans and has_end and not gave_up:
+                assert times == 1, f"the end of {command.command_type} took effect {times} times"
+            if not command.plans:
+                assert times == 0, f"{command.command_type} was refused, yet it ended"
+                assert command.status is not CommandStatus.ENDED_SUCCESSFULLY
+
+    def _gave_up(self, command_type: str) -> bool:
+        return any(
+            event.event_type == "END_METHOD_GAVE_UP" and event.message.startswith(f"{command_type} ")
+            for event in self.flow.store.events
+        )
+
+    def _judge_result(self) -> None:
+        root = self.flow.store.commands[self.flow.tree.root.command_id]
+        finished = self.flow.job.status is Status.FINISHED
+        done = self._is_done("Root", root.command_id)
+        if finished:
+            assert done, "FINISHED with less than was declared"
+        wished = bool(self.flow.job.cancel_requested_by)
+        if not wished and not any(map(self._gave_up, TYPES)):
+            assert finished == done, f"{self.flow.job.status}, though all is {'done' if done else 'not done'}"
+        if self.flow.job.status is Status.ABORTED:
+            stopped_there = any(
+                leaf.error and leaf.error.reason == "ABORTED" for leaf in self.flow.store.leaves.values()
+            )
+            assert wished or stopped_there
+
+    def _is_done(self, command_type: str, command_id: str) -> bool:
+        """Whether all that a command declared was done, and nothing was begun that must not have been."""
+        command = self.flow.store.commands[command_id]
+        if not command.plans:
+            assert not any(leaf.command_id == command_id for leaf in self.flow.store.leaves.values())
+            return False
+        plan = self.flow.scripts[command_type].plan
+        return self._went(command_id, plan, "")
+
+    def _went(self, command_id: str, plan: Plan, path: str) -> bool:
+        """Whether a node went well as seen from above it."""
+        went = self._went_itself(command_id, plan, path)
+        return went or plan.best_effort
+
+    def _went_itself(self, command_id: str, plan: Plan, path: str) -> bool:
+        store = self.flow.store
+        prefix = f"{path}." if path else ""
+        match plan:
+            case Nothing():
+                return True
+            case Change():
+                return self.flow.store.occasions[command_id, f"change 1:{path}"] == 1
+            case Task() | Call() | WaitFor():
+                [leaf] = [x for x in store.leaves.values() if (x.command_id, x.path) == (command_id, path)] or [None]
+                assert leaf is None or leaf.over
+                return leaf is not None and leaf.result == "SUCCESS"
+            case Child():
+                found = [
+                    x for x in store.commands.values() if (x.parent_command_id, x.node) == (command_id, f"1:{path}")
+                ]
+                if not found:
+                    return False
+                done = self._is_done(plan.command_type, found[0].command_id)
+                ended_well = found[0].status is CommandStatus.ENDED_SUCCESSFULLY
+                assert done or not ended_well, f"{plan.command_type} ended well with less than was declared"
+                return done and ended_well
+            case Concurrently():
+                return all(self._went(command_id, part, f"{prefix}{n}") for n, part in enumerate(plan.plans))
+            case Serially():
+                for n, part in enumerate(plan.plans):
+                    if not self._went(command_id, part, f"{prefix}{n}"):
+                        assert not list(self._begun_after(command_id, path, n)), "begun after a failure"
+                        return False
+                return True
+
+    def _begun_after(self, command_id: str, path: str, index: int) -> Iterator[str]:
+        """What was begun of the stages of a serial node that come after one."""
+        places = [(leaf.command_id, leaf.path) for leaf in self.flow.store.leaves.values()]
+        places += [(c.parent_command_id, c.node.partition(":")[2]) for c in self.flow.store.commands.values()]
+        prefix = f"{path}." if path else ""
+        for of, place in places:
+            if of == command_id and place.startswith(prefix) and place != path:
+                stage = int(place.removeprefix(prefix).split(".")[0])
+                if stage > index:
+                    yield place
+
+    def _judge_steps(self) -> None:
+        """The step of a leaf or child says how it went, and of nothing else."""
+        for command in self.flow.store.commands.values():
+            if command.plans:
+                for path, plan in _nodes(self.flow.scripts[command.command_type].plan, ""):
+                    if plan.step and isinstance(plan, Task | Call | WaitFor | Child):
+                        self._judge_step(command.command_id, path, plan)
+
+    def _judge_step(self, command_id: str, path: str, plan: Plan) -> None:
+        store = self.flow.store
+        step = store.steps[str(uuid5(UUID(command_id), f"step:1:{path}"))]
+        went = self._went_itself(command_id, plan, path)
+        assert (step.status is Status.FINISHED) == went, f"{step.step_type} is {step.status}"
+        begun = [leaf for leaf in store.leaves.values() if (leaf.command_id, leaf.path) == (command_id, path)]
+        assert (step.status is Status.UNKNOWN) >= any(leaf.state == "UNKNOWN" for leaf in begun)
+        if not isinstance(plan, Child):
+            assert (step.status is Status.SKIPPED) == (not begun)
+
+    def _judge_entities(self) -> None:
+        """A command alone on its disk, with default ends, leaves it as it was when it failed, or ILLEGAL."""
+        store = self.flow.store
+        commands = Counter(command.command_type for command in store.commands.values())
+        for command in store.commands.values():
+            kind, ref = command.command_type, disk_of(command.command_type)
+            script = self.flow.scripts[kind]
+            if commands[kind] > 1 or script.ends is not None or not command.plans or self._gave_up(kind):
+                continue
+            if command.status is CommandStatus.ENDED_SUCCESSFULLY or not script.changes:
+                continue
+            self._note("undone")
+            entity = store.entity(ref)
+            former = self._first_entities.get(ref, "")
+            assert (entity.status if entity.version else "") in (former, "ILLEGAL", "OK")
