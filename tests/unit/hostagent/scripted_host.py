@@ -17,11 +17,12 @@ from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, field
 from typing import Any, Final
 
+from chassis import errors
 from chassis.clock import ManualClock, SequentialIds
 from chassis.errors import WaybillError
 from hostagent.drivers.arguments import ArgumentSchema, ObjectId
 from hostagent.drivers.driver import Finding, ObjectView, Probed, Recovery, Verb, Work
-from hostagent.ledger import FlowOwner, Ledger
+from hostagent.ledger import FlowOwner, Ledger, LedgerRow
 from hostagent.observations import Observations
 from hostagent.record import Record
 from hostagent.runner import TaskRunner
@@ -134,11 +135,34 @@ def a_spec(task_id: str, verb: str = "resumable", **fields: Any) -> TaskSpec:
 OWNER: Final = FlowOwner("f1", 1)
 
 
+class HeldLedger(Ledger):
+    """A ledger whose disk can be held, or be full."""
+
+    def __init__(self) -> None:
+        super().__init__(":memory:", SequentialIds())
+        self.disk = asyncio.Event()
+        self.disk.set()
+        self.is_full = False
+
+    async def accept(self, rows: Sequence[LedgerRow], now: float) -> list[WaybillError | None]:
+        await self._room()
+        return await super().accept(rows, now)
+
+    async def finish(self, row: LedgerRow, ending: Ending, *, progress: int, end_time: float) -> None:
+        await self._room()
+        await super().finish(row, ending, progress=progress, end_time=end_time)
+
+    async def _room(self) -> None:
+        await self.disk.wait()
+        if self.is_full:
+            raise errors.unavailable("disk full")
+
+
 @dataclass
 class Agent:
     """What a test has in its hands."""
 
-    ledger: Ledger
+    ledger: HeldLedger
     observations: Observations
     clock: ManualClock
     host: ScriptedHost = field(default_factory=ScriptedHost)
@@ -202,7 +226,7 @@ class Agent:
 async def an_agent(**limits: int) -> AsyncIterator[Agent]:
     clock = ManualClock()
     async with (
-        Ledger(":memory:", SequentialIds()) as ledger,
+        HeldLedger() as ledger,
         Observations(ledger, clock) as observations,
         AsyncExitStack() as stack,
     ):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 
+import grpc
 import pytest
 from tests.unit.hostagent.scripted_host import OWNER, a_spec, an_agent
 
@@ -31,12 +32,38 @@ async def test_a_task_is_run_and_its_end_is_in_the_ledger() -> None:
         assert (row.ending, row.progress) == (Ending(SUCCESS, None, {"generation": 1}), 100)
 
 
-async def test_a_task_is_in_the_ledger_before_its_work_begins() -> None:
+async def test_a_task_is_in_the_ledger_before_it_is_accepted_and_begins() -> None:
     async with an_agent() as agent:
-        await agent.runner.start([a_spec("t1", job_id="j1", correlation_id="c1")])
+        agent.ledger.disk.clear()
+        starting = asyncio.create_task(agent.start("t1"))
+        await agent.settle()
+        assert (starting.done(), agent.host.performed, agent.runner.records()) == (False, [], [])
+        agent.ledger.disk.set()
+        await starting
         await agent.host.begun("t1")
-        row = await agent.in_ledger("t1")
-        assert (row.spec, row.ending) == (a_spec("t1", job_id="j1", correlation_id="c1"), None)
+        assert (await agent.in_ledger("t1")).spec == a_spec("t1")
+
+
+async def test_a_task_that_cannot_be_written_down_is_not_accepted_and_can_come_again() -> None:
+    async with an_agent() as agent:
+        agent.ledger.is_full = True
+        with pytest.raises(WaybillError) as refused:
+            await agent.start("t1")
+        assert refused.value.code is grpc.StatusCode.UNAVAILABLE
+        agent.ledger.is_full = False
+        await agent.start("t1")
+        await agent.finish("t1")
+
+
+async def test_a_start_whose_caller_leaves_is_seen_through() -> None:
+    async with an_agent() as agent:
+        agent.ledger.disk.clear()
+        starting = asyncio.create_task(agent.start("t1"))
+        await agent.settle()
+        starting.cancel()
+        await asyncio.gather(starting, return_exceptions=True)
+        agent.ledger.disk.set()
+        assert (await agent.finish("t1")).result is SUCCESS
 
 
 async def test_starting_the_same_task_again_changes_nothing() -> None:
@@ -168,15 +195,33 @@ async def test_progress_is_in_the_ledger_and_never_falls() -> None:
         assert (await agent.in_ledger("t1")).progress == agent.record("t1").task.progress == 40
 
 
-async def test_the_end_of_a_task_is_told_after_it_is_in_the_ledger() -> None:
+async def test_the_end_of_a_task_is_told_when_it_is_in_the_ledger() -> None:
     async with an_agent() as agent:
         with agent.runner.watch() as watcher:
             await agent.start("t1")
             await agent.host.begun("t1")
+            agent.ledger.disk.clear()
             agent.host.finish("t1")
-            (record,) = await watcher.changes()
-            assert record.task.is_over
-            assert (await agent.in_ledger("t1")).ending == record.task.ending
+            telling = asyncio.create_task(watcher.changes())
+            await agent.settle()
+            assert (telling.done(), agent.state_of("t1")) == (False, TaskState.RUNNING)
+            agent.ledger.disk.set()
+            (record,) = await telling
+            assert (await agent.in_ledger("t1")).ending == record.task.ending == Ending(SUCCESS)
+
+
+async def test_an_end_that_cannot_be_written_down_is_told_when_it_can() -> None:
+    async with an_agent() as agent:
+        await agent.start("t1")
+        await agent.host.begun("t1")
+        agent.ledger.is_full = True
+        agent.host.finish("t1")
+        await agent.settle()
+        assert agent.state_of("t1") is TaskState.RUNNING
+        agent.ledger.is_full = False
+        agent.clock.advance(1)
+        assert (await agent.end_of("t1")).result is SUCCESS
+        assert agent.host.performed == ["t1"]
 
 
 async def test_a_silent_task_is_told_of_to_nobody() -> None:
