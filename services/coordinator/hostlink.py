@@ -83,9 +83,9 @@ class HostLink:
         self._away = False
 
     def move(self, address: str) -> grpc.aio.Channel | None:
-        """The host is at another address from now on. Returns the former channel, to be closed."""
-        former, self.address = self._channel, address
-        self._channel = open_channel(address)
+        """The host is at another address from now on. Returns the former channel, to be closed. Raises ValueError."""
+        channel = open_channel(address)
+        former, self._channel, self.address = self._channel, channel, address
         self._stub = hostagent_pb2_grpc.HostAgentStub(self._channel)
         self._introduced = False
         return former

@@ -20,7 +20,7 @@ host has neither failed nor succeeded.
 | stop of a task whose start is on its way | asked again until the start is answered |
 | stop of a task that never arrived | its start is withdrawn; refused ABORTED |
 | clear of a task that still runs | its flow is over, so it is stopped first |
-| the store does not name the host for 10 s | what is to be started there is lost |
+| the store does not name the host (or no address of it) for 10 s | what is to be started there is lost |
 
 A start costs no asyncio task: senders run only while their queue holds something.
 """
@@ -31,6 +31,7 @@ import random
 from collections.abc import Callable, Iterable
 from types import TracebackType
 
+from chassis import logs
 from chassis.clock import Clock
 from coordinator.background import Background
 from coordinator.calls import Calls
@@ -43,6 +44,8 @@ from coordinator.tasksource import TaskSource
 from waybill.v1 import hostagent_pb2, jobs_pb2
 
 __all__ = ["Hosts", "TaskReport"]
+
+log = logs.get_logger(__name__)
 
 
 class Hosts:
@@ -80,8 +83,8 @@ class Hosts:
         """Takes what the store says about a HOST: where it is, or (version 0) that it is no more."""
         if entity.entity_type != jobs_pb2.ENTITY_TYPE_HOST:
             return
-        if entity.version and "address" in entity.declared.fields:
-            self._host(entity.entity_id).move(entity.declared.fields["address"].string_value)
+        if address := _address_of(entity):
+            self._host(entity.entity_id).move(address)
         elif host := self._hosts.get(entity.entity_id):
             host.removed()
 
@@ -145,8 +148,16 @@ class Host:
         self.clears = Clears(around, self.link)
 
     def move(self, address: str) -> None:
-        """The store says where the host is."""
-        if address != self.link.address and (former := self.link.move(address)):
+        """The store says where the host is. An address that is none, which anybody can declare, counts as none."""
+        if address == self.link.address:
+            return
+        try:
+            former = self.link.move(address)
+        except ValueError as error:
+            log.error("a host has no address that can be used", host_id=self.link.host_id, why=str(error))
+            self.link.lose_address()
+            return
+        if former is not None:
             self._around.background.start(former.close(), f"hang up on host {self.link.host_id}")
 
     def removed(self) -> None:
@@ -163,3 +174,9 @@ class Host:
     def _met(self, incarnation: str) -> None:
         for report in self.book.met(incarnation):
             self._around.report(report)
+
+
+def _address_of(host: jobs_pb2.Entity) -> str:
+    """Returns where a HOST's agent listens; "" if there is no such host or no address was declared."""
+    fields = host.declared.fields
+    return fields["address"].string_value if host.version and "address" in fields else ""

@@ -391,6 +391,22 @@ async def test_what_is_for_a_host_that_is_never_known_is_lost(hosts: Hosts, told
     assert told.ended() == {"t1": "LOST", "c1": "LOST"}
 
 
+@pytest.mark.parametrize("nonsense", ["", "garbage", "a:1,b:2", "127.0.0.1:1,garbage", ":"])
+async def test_an_address_that_is_none_counts_as_none(
+    hosts: Hosts, host: ScriptedHost, told: Told, clock: ManualClock, nonsense: str
+) -> None:
+    async with host.serve() as server:
+        hosts.learn(an_entity(server.address))
+        hosts.learn(an_entity(nonsense))
+        start(hosts, "t1")
+        await until(lambda: host.batches)  # where it was last
+        hosts.learn(an_entity(server.address))
+        host.finish("t1")
+        await pass_time(clock, told.ended)
+
+    assert told.ended() == {"t1": "SUCCESS"}
+
+
 @pytest.mark.usefixtures("server")
 async def test_the_stream_is_closed_when_nothing_was_there_for_some_rounds(
     hosts: Hosts, host: ScriptedHost, told: Told, clock: ManualClock
