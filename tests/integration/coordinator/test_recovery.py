@@ -191,8 +191,9 @@ async def test_flows_of_a_coordinator_that_stands_still_are_taken_up_after_the_l
         begun = clock.monotonic()
         await pass_time(clock, lambda: coordinator.running, sleepers=2)
         assert LEASE_SECONDS <= clock.monotonic() - begun < LEASE_SECONDS + 1
-        await until(lambda: coordinator.deaths)
+        await until(lambda: coordinator.deaths and clock.sleeping == 2)  # and nothing more is done about it
 
+    assert coordinator.deaths == 1
     assert coordinator.running == ["f1", "f2"]
     assert store.claims.count(("c0", 9)) == 2  # until none came
     assert store.script.asked["LoadFlows"] == 1
