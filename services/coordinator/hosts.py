@@ -15,7 +15,7 @@ host has neither failed nor succeeded.
 | host away, or another host at its address | the same again, with growing pauses |
 | QUEUE_FULL | again, fewer at a time, until the node's deadline; then refused DEADLINE_EXCEEDED |
 | deadline passed without an answer | not sent any more; asked instead whether the host has it |
-| INCARNATION_CHANGED, ALREADY_CLEARED | lost: what became of an earlier attempt nobody can tell |
+| INCARNATION_CHANGED, ALREADY_CLEARED, a call it lost | lost: what became of an earlier attempt nobody can tell |
 | another refusal | refused: that task alone |
 | stop of a task whose start is on its way | asked again until the start is answered |
 | stop of a task that never arrived | its start is withdrawn; refused ABORTED |

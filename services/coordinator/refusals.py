@@ -8,7 +8,8 @@ from google.rpc import status_pb2
 from chassis.errors import WaybillError
 from waybill.v1 import hostagent_pb2
 
-_ABOUT_AN_EARLIER_ATTEMPT = frozenset({"INCARNATION_CHANGED", "ALREADY_CLEARED"})
+# TASK_UNKNOWN is how a host says that it had a call and lost it.
+_ABOUT_AN_EARLIER_ATTEMPT = frozenset({"INCARNATION_CHANGED", "ALREADY_CLEARED", "TASK_UNKNOWN"})
 
 
 def is_for_now(status: status_pb2.Status) -> bool:

@@ -9,7 +9,7 @@ import pytest
 from tests.integration.coordinator.far_end import FINISHED, RUNNING, SILENCE, ScriptedHost, pass_time, turns, until
 
 from chassis.clock import ManualClock
-from chassis.errors import WaybillError, failed_precondition, invalid_argument, resource_exhausted
+from chassis.errors import WaybillError, failed_precondition, invalid_argument, not_found, resource_exhausted
 from chassis.server import Server
 from coordinator.hostlink import UNKNOWN_HOST_SECONDS
 from coordinator.hosts import Hosts, TaskReport
@@ -458,7 +458,7 @@ async def test_a_call_that_nobody_answered_is_made_again(
 
 
 @pytest.mark.usefixtures("server")
-async def test_a_verb_that_fails_is_data_and_a_call_that_is_not_taken_is_a_refusal(
+async def test_a_verb_that_fails_is_data_a_call_that_is_not_taken_refused_and_one_that_was_lost_lost(
     hosts: Hosts, host: ScriptedHost, told: Told
 ) -> None:
     failed = failed_precondition("OBJECT_NOT_FOUND", "no such VM")
@@ -467,9 +467,12 @@ async def test_a_verb_that_fails_is_data_and_a_call_that_is_not_taken_is_a_refus
     await until(told.ended)
     host.script.fail("Call", failed_precondition("STALE_EPOCH", "newer"))
     hosts.call("h1", a_spec("c2"), None)
-    await until(lambda: len(told.ended()) == 2)
+    await until(lambda: "c2" in told.ended())
+    host.script.fail("Call", not_found("TASK_UNKNOWN", "it was here"))
+    hosts.call("h1", a_spec("c3"), None)
+    await until(lambda: "c3" in told.ended())
 
-    assert told.ended() == {"c1": "CLEAN_SUCCESS", "c2": "REFUSED"}
+    assert told.ended() == {"c1": "CLEAN_SUCCESS", "c2": "REFUSED", "c3": "LOST"}
     assert [told.error(each).reason for each in ("c1", "c2")] == ["OBJECT_NOT_FOUND", "STALE_EPOCH"]
 
 
