@@ -127,6 +127,7 @@ class Feed:
         self._table = asyncio.Semaphore(_TABLE_READERS)
         self._history = 0  # counts the stores that were seen under this feed
         self._polls = False
+        self._failures = 0  # of the reader, in a row
         self._digests: dict[tuple[str, int, str], tuple[int, str]] = {}
         self._closing = False
 
@@ -312,23 +313,22 @@ class Feed:
 
     async def _read(self) -> None:
         """Keeps the window at the head for as long as anybody watches."""
-        failures = 0
         while True:
             if not self._watchers:
                 self._head = None  # what changes from here on is nobody's business: begin anew
             await self._watched.wait()
             try:
                 async with borrowed(self._pool) as connection:
-                    await self._listen(connection)
-                    failures = 0
                     await self._follow(connection)
             except WaybillError as error:
-                failures += 1
-                delay = self._rng.uniform(0.5, 1.0) * min(_LONGEST_DELAY, 0.05 * 2.0 ** min(failures, 10))
-                log.warning("feed lost the database", error=error.message, attempt=failures, delay=round(delay, 3))
+                self._failures += 1
+                delay = self._rng.uniform(0.5, 1.0) * min(_LONGEST_DELAY, 0.05 * 2.0 ** min(self._failures, 10))
+                log.warning("feed lost the database", error=error.message, attempt=self._failures, delay=delay)
                 await self._clock.sleep(delay)
 
     async def _listen(self, connection: Connection) -> None:
+        # Few rows of large tables, found by index. A young table without statistics would be scanned, each round.
+        await connection.execute("SET enable_seqscan = off")
         connection.add_termination_listener(self._hung_up)
         await connection.add_listener(CHANNEL, self._heard)
         self._doorbell.set()
@@ -343,16 +343,18 @@ class Feed:
         self._doorbell.set()
 
     async def _follow(self, connection: Connection) -> None:
+        """Reads whenever the bell rings, until nobody watches any more."""
         try:
+            await self._listen(connection)
             while self._watchers:
                 await self._doorbell.wait()
                 self._doorbell.clear()
                 await self._round(connection)
+                self._failures = 0
                 await self._rest()
         finally:
             connection.remove_termination_listener(self._hung_up)
-            if not connection.is_closed():
-                await connection.remove_listener(CHANNEL, self._heard)
+            connection.terminate()  # it listens, and has settings of its own: nothing to be given back
 
     async def _round(self, connection: Connection) -> None:
         """Reads what changed since the last round, and wakes everybody."""
