@@ -912,7 +912,7 @@ class CheckConsistencyResponse(_message.Message):
     VIOLATIONS_FIELD_NUMBER: _builtins.int
     @_builtins.property
     def violations(self) -> _containers.RepeatedCompositeFieldContainer[Global___Violation]:
-        """Empty when all is well."""
+        """Empty when all is well; at most 1000 of each rule."""
 
     def __init__(
         self,
@@ -937,8 +937,9 @@ class Violation(_message.Message):
     JOB_ID_FIELD_NUMBER: _builtins.int
     MESSAGE_FIELD_NUMBER: _builtins.int
     rule: _builtins.str
-    """Which rule: ENDED_JOB_WITH_LIVE_COMMAND, ENDED_JOB_WITH_LOCK, LOCK_WITHOUT_FLOW, RUNNING_TASK_WITHOUT_FLOW,
-    OPEN_STEP_IN_ENDED_JOB, END_TIME_MISSING, END_BEFORE_START, FINISHED_WITH_UNFINISHED_WORK ...
+    """Which rule: ENDED_JOB_WITH_LIVE_COMMAND, OPEN_JOB_WITHOUT_FLOW, ENDED_JOB_WITH_LOCK, LOCK_WITHOUT_FLOW,
+    SNAPSHOT_WITHOUT_FLOW, RUNNING_TASK_WITHOUT_FLOW, OPEN_STEP_IN_ENDED_JOB, END_TIME_MISSING, END_BEFORE_START,
+    REVISION_OUT_OF_ORDER, FINISHED_WITH_UNFINISHED_WORK ...
     """
     job_id: _builtins.str
     """Of which job; empty if none."""
