@@ -6,17 +6,11 @@ at revision R is owed the rows above R. Everything here follows from that.
 **One reader, many watchers.** A process has one reader. It waits for the doorbell (NOTIFY, which says no more than that
 there is something), reads head and rows above its own position in one REPEATABLE READ snapshot, and appends them as a
 batch to the *window*: the latest batches, serialised once for all who want the same of them. A watcher is no more than
-a position. Each time it has sent what it had to, it looks where it stands:
+a position (`watcher.py`). Each time its messages are taken, it looks where it stands:
 
-                        ┌───────────────────────── position ◀──────────────────────────┐
-                        ▼                                                              │
-    ┌────────┐    ┌───────────┐  in the window: joins the batches after it ─────▶ ┌────────┐
-    │ opened │    │ in search │  before the window: reads the table ────────────▶ │  sent  │
-    └────────┘    │ of what   │  silent for too long: a bookmark ───────────────▶ └────────┘
-      │  from R   │ it is owed│  at the end of the window: waits
-      │     ┌────▶│           │  the server closes: last bookmark ─▶ UNAVAILABLE
-      ▼     │     └───────────┘  the store is another one ─────────▶ OUT_OF_RANGE
-    snapshot, from 0
+    in the window ───────▶ joins the batches after its position to one message
+    before the window ───▶ reads the table, at its own pace
+    at the window's end ─▶ waits; silent for too long, sends a bookmark
 
 So many watchers share the reading, the building and, where they want the same, the bytes; what is left is a message
 each. When that is much, the reader rests between rounds, and the next round is larger.
