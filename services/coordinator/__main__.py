@@ -22,6 +22,7 @@ from coordinator.service import CoordinatorService
 from coordinator.settings import Settings
 from waybill.v1 import coordinator_pb2_grpc, jobstore_pb2_grpc
 
+DRAIN_SECONDS = 2.0  # for what hosts have forgotten and reported to be written, too
 JOURNAL_MESSAGE_MIB = 64  # one commit of a flow with thousands of children
 
 
@@ -73,6 +74,7 @@ async def main(settings: Settings) -> None:
         mount = Mount("waybill.v1.Coordinator", service, coordinator_pb2_grpc.add_CoordinatorServicer_to_server)
         await serve(settings.listen, [mount], ready=until(ready))
         engine.stop(going_down())
+        await journal.drain(DRAIN_SECONDS)
 
 
 async def coordinate(
