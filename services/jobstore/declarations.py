@@ -14,23 +14,23 @@ from collections.abc import Collection
 from dataclasses import dataclass
 from typing import Final
 
-from jobstore.rows import Key, Row, key_of
+from jobstore.rows import Key, key_of
+from jobstore.shapes import Row
 from waybill.v1 import jobstore_pb2
 
 _NEW_STATUS: Final = "OK"
+_NOTHING: Final = "{}"
 
 
 @dataclass(slots=True)
 class _Declared:
-    """What becomes of an entity. None: stays as it is."""
+    """What becomes of an entity. Empty: stays as it is, unless it is declared anew."""
 
     exists: bool
-    name: str | None = None
-    status: str | None = None
-    declared: str | None = None
-
-    def create(self) -> None:
-        self.exists, self.name, self.status, self.declared = True, "", _NEW_STATUS, "{}"
+    name: str = ""
+    status: str = ""
+    declared: str = ""
+    anew: bool = False
 
 
 class Declarations:
@@ -49,32 +49,33 @@ class Declarations:
             entity.exists = False
             return
         if not entity.exists:
-            entity.create()
+            entity = self._declared[key] = _Declared(True, "", _NEW_STATUS, _NOTHING, anew=True)
         entity.name = change.name or entity.name
         entity.status = change.status or entity.status
         entity.declared = change.declared_json or entity.declared
 
     def replace(self, key: Key, name: str, status: str, declared: str) -> None:
         """Sets every declared field, whether there was a row or not."""
-        self._declared[key] = _Declared(True, name, status, declared)
+        self._declared[key] = _Declared(True, name, status or _NEW_STATUS, declared or _NOTHING, anew=True)
 
     @property
     def created(self) -> list[Row]:
-        """Rows for those that had none."""
-        return [row for row, was, is_ in self._rows() if is_ and not was]
+        """Rows (`shapes.ENTITY`) for those that had none."""
+        return [
+            _row(key, entity) for key, entity in self._declared.items() if entity.exists and key not in self._stored
+        ]
 
     @property
     def changed(self) -> list[Row]:
-        """Rows for those that had one and keep it."""
-        return [row for row, was, is_ in self._rows() if is_ and was]
+        """Rows (`shapes.ENTITY_CHANGE`) for those that had one and keep it."""
+        living = [(key, entity) for key, entity in self._declared.items() if entity.exists]
+        return [(*_row(key, entity), "t" if entity.anew else "f") for key, entity in living if key in self._stored]
 
     @property
     def removed(self) -> list[Row]:
-        """Keys of those that had a row and lose it."""
-        return [row[:2] for row, was, is_ in self._rows() if was and not is_]
+        """Keys (`shapes.ENTITY_KEY`) of those that had a row and lose it."""
+        return [key for key, entity in self._declared.items() if not entity.exists and key in self._stored]
 
-    def _rows(self) -> list[tuple[Row, bool, bool]]:
-        return [
-            ((*key, entity.name, entity.status, entity.declared), key in self._stored, entity.exists)
-            for key, entity in self._declared.items()
-        ]
+
+def _row(key: Key, entity: _Declared) -> Row:
+    return (*key, entity.name, entity.status, entity.declared)

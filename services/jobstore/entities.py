@@ -17,7 +17,7 @@ from jobstore.messages import entity_message
 from jobstore.rows import Key, key_of
 from jobstore.snapshots import Pool, borrowed
 from jobstore.statements import READ_ENTITIES
-from jobstore.transaction import Turn, as_asked, columns_of, declare, read_entities, read_guards
+from jobstore.transaction import Turn, arrays_of, as_asked, declare, read_entities, read_guards
 from waybill.v1 import jobs_pb2, jobstore_pb2
 
 MOST_PUT: Final = 1_000
@@ -46,7 +46,7 @@ class Entities:
         if len(refs) > MOST_READ:
             raise invalid_field("entities", f"at most {MOST_READ} at once")
         async with borrowed(self._pool) as connection:
-            rows = await connection.fetch(READ_ENTITIES, *columns_of(map(key_of, refs)))
+            rows = await connection.fetch(READ_ENTITIES, *arrays_of(map(key_of, refs)))
         found = {(row["entity_type"], row["entity_id"]): entity_message(row) for row in rows}
         return list(as_asked(refs, found))
 
@@ -57,7 +57,7 @@ async def _put(turn: Turn, entities: Sequence[jobs_pb2.Entity], declared_json: S
     _refuse_if_locked(guards, keys)
     declarations = Declarations(guards.versions.keys())
     for key, entity, declared in zip(keys, entities, declared_json, strict=True):
-        declarations.replace(key, entity.name, entity.status or "OK", declared)
+        declarations.replace(key, entity.name, entity.status, declared)
     await declare(turn, declarations)
     turn.changed = bool(entities)
     stored = await read_entities(turn.writer, keys)

@@ -1,8 +1,8 @@
 """From the messages of a commit to the rows of the tables.
 
 Done when a commit arrives, before its transaction, so that as little as possible happens under the writers' mutex. A
-commit's rows are tuples, table by table, in the order of that table's `Shape`; the transaction concatenates those of
-the commits that it applies and hands each table's columns to one `unnest`.
+commit's rows are tuples of texts, table by table, in the order of that table's shape (`shapes.py`); the transaction
+concatenates those of the commits that it applies.
 
 What the commit does not say is added there: revision and times (the transaction's), and, as the last column, the
 flow's correlation id.
@@ -14,114 +14,17 @@ import functools
 import json
 from collections.abc import Iterable
 from dataclasses import dataclass, field
-from typing import Any, Final
+from typing import Final
 
 from google.protobuf.message import Message
 from google.protobuf.timestamp_pb2 import Timestamp
 
 from chassis.errors import invalid_argument, invalid_field
+from jobstore.shapes import Row
 from waybill.v1 import jobs_pb2, jobstore_pb2
 
-Row = tuple[Any, ...]
 Key = tuple[str, str]
 """An entity: type and id."""
-
-
-# --- tables ----------------------------------------------------------------------------------------------------------
-
-
-class Shape:
-    """The columns of a table that rows of ours fill, and how they travel: as one array a column.
-
-    Declared as in SQL. A `?` behind the type: absent values travel as the empty value of what carries them, because the
-    encoder takes several times as long for None as for a text. What has no carrier here travels as its text.
-    """
-
-    def __init__(self, columns: str) -> None:
-        self._columns = [column.split() for column in columns.replace("\n", " ").split(",")]
-
-    @property
-    def names(self) -> str:
-        """The columns, for INSERT."""
-        return ", ".join(name for name, _ in self._columns)
-
-    @property
-    def values(self) -> str:
-        """The same of the relation `u`, for SELECT."""
-        return ", ".join(f"u.{name}" for name, _ in self._columns)
-
-    def rows(self, first: int) -> str:
-        """The rows as a relation `u` of the declared types; the arrays are the parameters from number `first` on."""
-        arrays = (f"${number}::{_carrier(kind)}[]" for number, (_, kind) in enumerate(self._columns, first))
-        values = (f"{_value(name, kind)} AS {name}" for name, kind in self._columns)
-        return f"(SELECT {', '.join(values)} FROM unnest({', '.join(arrays)}) AS carried ({self.names})) AS u"
-
-
-_CARRIED: Final = {"text": "''", "bytea": "''", "int": "0", "bigint": "0", "float": "0", "boolean": "false"}
-"""What travels as itself, and its empty value."""
-
-
-def _carrier(kind: str) -> str:
-    kind = kind.rstrip("?")
-    return kind if kind in _CARRIED else "text"
-
-
-def _value(name: str, kind: str) -> str:
-    carrier = _carrier(kind)
-    value = f"nullif({name}, {_CARRIED[carrier]})" if kind.endswith("?") else name
-    return value if carrier == kind.rstrip("?") else f"{value}::{kind.rstrip('?')}"
-
-
-JOB: Final = Shape(
-    """job_id text, flow_command_id text, command_type text, description text, status text?, owner text,
-    correlation_id text, trace_id text, span_id text, parameters jsonb, subjects jsonb, progress int, visible boolean,
-    auto_cleared boolean, cancelable text, priority int, restarted_from text, error bytea?, request_id text,
-    request_hash bytea?, deadline timestamptz?, categories text[], cancel_requested_by text"""
-)
-SUBJECT: Final = Shape("entity_type text?, entity_id text, job_id text")
-JOB_CHANGE: Final = Shape(
-    "job_id text, status text?, progress int, cancelable text?, error bytea?, cancel_requested_by text?"
-)
-STEP: Final = Shape(
-    """job_id text, step_id text, parent_step_id text, command_id text, step_type text, description text, number int,
-    status text?, progress int, external_id text, external_system_type text?, span_id text, subjects jsonb,
-    error bytea?, weight float, correlation_id text"""
-)
-STEP_CHANGE: Final = Shape(
-    "step_id text, status text?, progress int, external_id text?, external_system_type text?, error bytea?"
-)
-COMMAND: Final = Shape(
-    """job_id text, flow_command_id text, command_id text, parent_command_id text, step_id text, command_type text,
-    parameters jsonb, parameters_version int, status text?, plans jsonb, end_attempts int, error bytea?, span_id text,
-    traceparent text, node text, coordinator_id text?, epoch bigint?, sequence bigint?, correlation_id text"""
-)
-COMMAND_CHANGE: Final = Shape(
-    "command_id text, status text?, plans jsonb?, end_attempts int, error bytea?, sequence bigint?"
-)
-TASK: Final = Shape(
-    """job_id text, flow_command_id text, task_id text, kind text?, command_id text, step_id text, host_id text,
-    verb text, arguments jsonb, attempt int, path text, entity_type text?, entity_id text, state text?, result text?,
-    answer jsonb?, error bytea?, incarnation text, span_id text, deadline timestamptz?, correlation_id text"""
-)
-TASK_CHANGE: Final = Shape("task_id text, state text?, result text?, answer jsonb?, error bytea?, incarnation text?")
-LOCK: Final = Shape(
-    """entity_type text?, entity_id text, flow_command_id text, job_id text, command_id text, exclusive boolean,
-    reason text"""
-)
-SNAPSHOT: Final = Shape(
-    "flow_command_id text, number int, command_id text, entity_type text?, entity_id text, former jsonb?"
-)
-EVENT: Final = Shape(
-    """event_id text, event_type text, severity text?, message text, entity_type text?, entity_id text, "user" text,
-    job_id text, correlation_id text"""
-)
-ENTITY: Final = Shape("entity_type text?, entity_id text, name text, status text, declared jsonb")
-ENTITY_CHANGE: Final = Shape("entity_type text, entity_id text, name text, status text, declared jsonb")
-ENTITY_KEY: Final = Shape("entity_type text, entity_id text")
-OBSERVATION: Final = Shape(
-    """entity_type text, entity_id text, observed_state text, observed_host_id text, observed_error text,
-    observed_incarnation text, observed_number bigint"""
-)
 
 
 # --- values ----------------------------------------------------------------------------------------------------------
@@ -158,11 +61,15 @@ def _subjects(subjects: Iterable[jobs_pb2.Subject]) -> str:
     return json.dumps(content, ensure_ascii=False) if content else "[]"
 
 
-def _error(message: Message) -> bytes:
+def _error(message: Message) -> str:
     if not message.HasField("error"):
-        return b""
+        return ""
     serialised: bytes = message.error.SerializeToString()  # type: ignore[attr-defined]
-    return serialised
+    return serialised.hex()
+
+
+def _boolean(value: bool) -> str:
+    return "t" if value else "f"
 
 
 def _time(message: Message, field: str) -> str:
@@ -200,15 +107,15 @@ def _job(commit: jobstore_pb2.FlowCommit) -> Row:
         job.span_id,
         job.parameters_json or "{}",
         _subjects(job.subjects),
-        job.progress,
-        job.visible,
-        job.auto_cleared,
+        str(job.progress),
+        _boolean(job.visible),
+        _boolean(job.auto_cleared),
         _CANCEL_KIND[job.cancelable] or "NONE",
-        job.priority,
+        str(job.priority),
         job.restarted_from,
         _error(job),
         job.request_id,
-        job.request_hash,
+        job.request_hash.hex(),
         _time(job, "deadline"),
         _array(tuple(job.categories)),
         job.cancel_requested_by,
@@ -221,7 +128,7 @@ def _job_change(commit: jobstore_pb2.FlowCommit) -> Row:
     return (
         commit.job_id,
         _EXECUTION_STATUS[job.status],
-        job.progress,
+        str(job.progress),
         _CANCEL_KIND[job.cancelable],
         _error(job),
         job.cancel_requested_by,
@@ -236,15 +143,15 @@ def _step(step: jobstore_pb2.StepRow, job_id: str) -> Row:
         step.command_id,
         step.step_type,
         step.description,
-        step.number,
+        str(step.number),
         _EXECUTION_STATUS[step.status],
-        step.progress,
+        str(step.progress),
         step.external_id,
         _EXTERNAL_SYSTEM_TYPE[step.external_system_type],
         step.span_id,
         _subjects(step.subjects),
         _error(step),
-        step.weight,
+        str(step.weight),
     )
 
 
@@ -252,7 +159,7 @@ def _step_change(step: jobstore_pb2.StepChange) -> Row:
     return (
         step.step_id,
         _EXECUTION_STATUS[step.status],
-        step.progress,
+        str(step.progress),
         step.external_id,
         _EXTERNAL_SYSTEM_TYPE[step.external_system_type],
         _error(step),
@@ -269,15 +176,15 @@ def _command(command: jobstore_pb2.CommandRow, commit: jobstore_pb2.FlowCommit, 
         command.step_id,
         command.command_type,
         command.parameters_json or "{}",
-        command.parameters_version,
+        str(command.parameters_version),
         _COMMAND_STATUS[command.status],
         command.plans_json or "[]",
-        command.end_attempts,
+        str(command.end_attempts),
         _error(command),
         command.span_id,
         command.traceparent,
         command.node,
-        *((coordinator_id, commit.epoch, commit.sequence) if is_root else ("", 0, 0)),
+        *((coordinator_id, str(commit.epoch), str(commit.sequence)) if is_root else ("", "", "")),
     )
 
 
@@ -286,9 +193,9 @@ def _command_change(command: jobstore_pb2.CommandChange, commit: jobstore_pb2.Fl
         command.command_id,
         _COMMAND_STATUS[command.status],
         command.plans_json,
-        command.end_attempts,
+        str(command.end_attempts),
         _error(command),
-        commit.sequence if command.command_id == commit.flow_command_id else 0,
+        str(commit.sequence) if command.command_id == commit.flow_command_id else "",
     )
 
 
@@ -296,7 +203,7 @@ def _command_changes(commit: jobstore_pb2.FlowCommit) -> list[Row]:
     """The changed commands and, in any case, the root: it keeps the flow's sequence."""
     changes = [_command_change(command, commit) for command in commit.commands]
     if commit.sequence > 1 and not any(change[-1] for change in changes):
-        changes.append((commit.flow_command_id, "", "", 0, b"", commit.sequence))
+        changes.append((commit.flow_command_id, "", "", "0", "", str(commit.sequence)))
     return changes
 
 
@@ -311,7 +218,7 @@ def _task(task: jobstore_pb2.TaskRow, commit: jobstore_pb2.FlowCommit) -> Row:
         task.host_id,
         task.verb,
         task.arguments_json or "{}",
-        task.attempt,
+        str(task.attempt),
         task.path,
         *_entity(task),
         _TASK_STATE[task.state],
@@ -341,7 +248,7 @@ def _lock(lock: jobstore_pb2.LockRow, commit: jobstore_pb2.FlowCommit) -> Row:
         commit.flow_command_id,
         commit.job_id,
         lock.command_id,
-        lock.exclusive,
+        _boolean(lock.exclusive),
         lock.reason,
     )
 
@@ -349,7 +256,7 @@ def _lock(lock: jobstore_pb2.LockRow, commit: jobstore_pb2.FlowCommit) -> Row:
 def _snapshot(snapshot: jobstore_pb2.SnapshotRow, flow_command_id: str) -> Row:
     return (
         flow_command_id,
-        snapshot.number,
+        str(snapshot.number),
         snapshot.command_id,
         *key_of(snapshot.entity),
         snapshot.former_json,
@@ -370,7 +277,7 @@ def _event(event: jobstore_pb2.EventRow, job_id: str) -> Row:
 
 def _observation(row: jobstore_pb2.ObservedRow) -> Row:
     seen = row.observed
-    return (*key_of(row.entity), seen.state, seen.host_id, seen.error, seen.incarnation, seen.number)
+    return (*key_of(row.entity), seen.state, seen.host_id, seen.error, seen.incarnation, str(seen.number))
 
 
 # --- what arrives ----------------------------------------------------------------------------------------------------
@@ -441,9 +348,10 @@ def event_rows(events: Iterable[jobstore_pb2.EventRow]) -> list[Row]:
 
 def newest_observations(observed: Iterable[jobstore_pb2.ObservedRow]) -> list[Row]:
     """Returns one row an entity: what was seen last. Within an incarnation the number decides, not the order."""
-    newest: dict[Row, Row] = {}
-    for row in map(_observation, observed):
-        former = newest.get(row[:2])
-        if former is None or former[5] != row[5] or former[6] < row[6]:
-            newest[row[:2]] = row
-    return list(newest.values())
+    newest: dict[Key, jobstore_pb2.ObservedRow] = {}
+    for row in observed:
+        key, seen = key_of(row.entity), row.observed
+        former = newest[key].observed if key in newest else None
+        if former is None or former.incarnation != seen.incarnation or former.number < seen.number:
+            newest[key] = row
+    return [_observation(row) for row in newest.values()]

@@ -1,19 +1,19 @@
 """The SQL of the journal: one statement a table for what is new, one for what has changed.
 
-First come the transaction's revision and time, as far as a statement needs them, then the rows, one array a column
-(`rows.Shape`). Every change is conditional on what makes it legal; that it found all its rows is checked by their count
+First come the transaction's revision and time, as far as a statement needs them, then the rows, one text a column
+(`shapes.py`). Every change is conditional on what makes it legal; that it found all its rows is checked by their count
 (`writer.py`), so nothing is ever half applied or silently skipped.
 
-Why a key is compared twice, with its row of `u` and with the whole array: plans are made once and kept, on tables that
+Why a key is compared twice, with its row of `u` and with the whole column: plans are made once and kept, on tables that
 may be empty then and huge later. A join alone may be planned from the wrong side, reading the table's index whole;
-`= ANY (array)` gives the planner no other way than to look up exactly the keys.
+`= ANY (…)` gives the planner no other way than to look up exactly the keys.
 """
 
 from __future__ import annotations
 
 from typing import Final
 
-from jobstore import rows
+from jobstore import shapes
 from jobstore.messages import ENTITY_COLUMNS, JOB_COLUMNS
 
 CHANNEL: Final = "waybill_revision"
@@ -63,6 +63,11 @@ _OVER: Final = "coalesce(u.state IN ('FINISHED', 'UNKNOWN'), false)"
 _TASK_ENDED: Final = f"CASE WHEN {_OVER} THEN $2::timestamptz END"
 
 
+def _is(table: str, key: str, first: int) -> str:
+    """Finds the rows of `table` that `u` names; its keys are parameter number `first`."""
+    return f"{table}.{key} = u.{key} AND {table}.{key} = ANY ({shapes.values_of(first)})"
+
+
 def _may_change(table: str) -> str:
     """An end status never changes again."""
     return f"({table}.end_time IS NULL OR u.status IS NULL OR u.status = {table}.status)"
@@ -71,41 +76,41 @@ def _may_change(table: str) -> str:
 # --- what is new -----------------------------------------------------------------------------------------------------
 
 INSERT_JOBS: Final = f"""
-    INSERT INTO job (revision, create_time, update_time, start_time, end_time, {rows.JOB.names})
-    SELECT $1::bigint, $2::timestamptz, $2::timestamptz, {_BEGUN}, {_ENDED}, {rows.JOB.values}
-    FROM {rows.JOB.rows(3)}
+    INSERT INTO job (revision, create_time, update_time, start_time, end_time, {shapes.JOB.names})
+    SELECT $1::bigint, $2::timestamptz, $2::timestamptz, {_BEGUN}, {_ENDED}, {shapes.JOB.values}
+    FROM {shapes.JOB.rows(3)}
 """
 INSERT_SUBJECTS: Final = f"""
-    INSERT INTO job_subject_entity ({rows.SUBJECT.names}) SELECT {rows.SUBJECT.values} FROM {rows.SUBJECT.rows(1)}
+    INSERT INTO job_subject_entity ({shapes.SUBJECT.names}) SELECT {shapes.SUBJECT.values} FROM {shapes.SUBJECT.rows(1)}
 """
 INSERT_STEPS: Final = f"""
-    INSERT INTO step (revision, start_time, end_time, {rows.STEP.names})
-    SELECT $1::bigint, {_BEGUN}, {_ENDED}, {rows.STEP.values}
-    FROM {rows.STEP.rows(3)}
+    INSERT INTO step (revision, start_time, end_time, {shapes.STEP.names})
+    SELECT $1::bigint, {_BEGUN}, {_ENDED}, {shapes.STEP.values}
+    FROM {shapes.STEP.rows(3)}
 """
 INSERT_COMMANDS: Final = f"""
-    INSERT INTO command (create_time, end_time, commit_revision, commit_time, {rows.COMMAND.names})
+    INSERT INTO command (create_time, end_time, commit_revision, commit_time, {shapes.COMMAND.names})
     SELECT $2::timestamptz, {_COMMAND_ENDED}, CASE WHEN u.sequence IS NOT NULL THEN $1::bigint END,
-           CASE WHEN u.sequence IS NOT NULL THEN $2::timestamptz END, {rows.COMMAND.values}
-    FROM {rows.COMMAND.rows(3)}
+           CASE WHEN u.sequence IS NOT NULL THEN $2::timestamptz END, {shapes.COMMAND.values}
+    FROM {shapes.COMMAND.rows(3)}
 """
 # A wait asks no host, so there is nothing to clear once it is over.
 INSERT_TASKS: Final = f"""
-    INSERT INTO host_task (create_time, end_time, cleared, {rows.TASK.names})
-    SELECT $1::timestamptz, {_TASK_ENDED.replace("$2", "$1")}, u.kind = 'WAIT' AND {_OVER}, {rows.TASK.values}
-    FROM {rows.TASK.rows(2)}
+    INSERT INTO host_task (create_time, end_time, cleared, {shapes.TASK.names})
+    SELECT $1::timestamptz, {_TASK_ENDED.replace("$2", "$1")}, u.kind = 'WAIT' AND {_OVER}, {shapes.TASK.values}
+    FROM {shapes.TASK.rows(2)}
 """
 INSERT_LOCKS: Final = f"""
-    INSERT INTO entity_lock (create_time, {rows.LOCK.names})
-    SELECT $1::timestamptz, {rows.LOCK.values} FROM {rows.LOCK.rows(2)}
+    INSERT INTO entity_lock (create_time, {shapes.LOCK.names})
+    SELECT $1::timestamptz, {shapes.LOCK.values} FROM {shapes.LOCK.rows(2)}
     ON CONFLICT (entity_type, entity_id, flow_command_id) DO UPDATE SET exclusive = true
 """
 INSERT_SNAPSHOTS: Final = f"""
-    INSERT INTO entity_snapshot ({rows.SNAPSHOT.names}) SELECT {rows.SNAPSHOT.values} FROM {rows.SNAPSHOT.rows(1)}
+    INSERT INTO entity_snapshot ({shapes.SNAPSHOT.names}) SELECT {shapes.SNAPSHOT.values} FROM {shapes.SNAPSHOT.rows(1)}
 """
 INSERT_EVENTS: Final = f"""
-    INSERT INTO event (time, {rows.EVENT.names})
-    SELECT $1::timestamptz, {rows.EVENT.values} FROM {rows.EVENT.rows(2)}
+    INSERT INTO event (time, {shapes.EVENT.names})
+    SELECT $1::timestamptz, {shapes.EVENT.values} FROM {shapes.EVENT.rows(2)}
 """
 INSERT_EVENTS_OF_NO_FLOW: Final = f"""
     {INSERT_EVENTS}
@@ -125,8 +130,8 @@ CHANGE_JOBS: Final = f"""
         cancelable = coalesce(u.cancelable, job.cancelable),
         error = coalesce(u.error, job.error),
         cancel_requested_by = coalesce(u.cancel_requested_by, job.cancel_requested_by)
-    FROM {rows.JOB_CHANGE.rows(3)}
-    WHERE job.job_id = u.job_id AND job.job_id = ANY ($3) AND {_may_change("job")}
+    FROM {shapes.JOB_CHANGE.rows(3)}
+    WHERE {_is("job", "job_id", 3)} AND {_may_change("job")}
 """
 CHANGE_STEPS: Final = f"""
     UPDATE step SET
@@ -138,8 +143,8 @@ CHANGE_STEPS: Final = f"""
         external_id = coalesce(u.external_id, step.external_id),
         external_system_type = coalesce(u.external_system_type, step.external_system_type),
         error = coalesce(u.error, step.error)
-    FROM {rows.STEP_CHANGE.rows(3)}
-    WHERE step.step_id = u.step_id AND step.step_id = ANY ($3) AND {_may_change("step")}
+    FROM {shapes.STEP_CHANGE.rows(3)}
+    WHERE {_is("step", "step_id", 3)} AND {_may_change("step")}
 """
 # A sequence marks the root of a flow that was written.
 CHANGE_COMMANDS: Final = f"""
@@ -152,8 +157,8 @@ CHANGE_COMMANDS: Final = f"""
         sequence = coalesce(u.sequence, command.sequence),
         commit_revision = CASE WHEN u.sequence IS NULL THEN command.commit_revision ELSE $1::bigint END,
         commit_time = CASE WHEN u.sequence IS NULL THEN command.commit_time ELSE $2::timestamptz END
-    FROM {rows.COMMAND_CHANGE.rows(3)}
-    WHERE command.command_id = u.command_id AND command.command_id = ANY ($3) AND {_may_change("command")}
+    FROM {shapes.COMMAND_CHANGE.rows(3)}
+    WHERE {_is("command", "command_id", 3)} AND {_may_change("command")}
 """
 CHANGE_TASKS: Final = f"""
     UPDATE host_task SET
@@ -164,8 +169,8 @@ CHANGE_TASKS: Final = f"""
         answer = coalesce(u.answer, host_task.answer),
         error = coalesce(u.error, host_task.error),
         incarnation = coalesce(u.incarnation, host_task.incarnation)
-    FROM {rows.TASK_CHANGE.rows(2)}
-    WHERE host_task.task_id = u.task_id AND host_task.task_id = ANY ($2)
+    FROM {shapes.TASK_CHANGE.rows(2)}
+    WHERE {_is("host_task", "task_id", 2)}
 """
 CLEAR_TASKS: Final = """
     UPDATE host_task SET cleared = true WHERE task_id = ANY ($1::text[]) AND NOT cleared AND end_time IS NOT NULL
@@ -183,38 +188,34 @@ HANDLE_REQUESTS: Final = "DELETE FROM flow_request WHERE request_id = ANY ($1::t
 
 
 def _is_entity(table: str, first: int) -> str:
-    """Finds the rows of `table` that `u` names; its keys are the parameters from number `first` on."""
-    return (
-        f"{table}.entity_type = u.entity_type AND {table}.entity_id = u.entity_id"
-        f" AND {table}.entity_type = ANY (${first}) AND {table}.entity_id = ANY (${first + 1})"
-    )
+    return f"{_is(table, 'entity_type', first)} AND {_is(table, 'entity_id', first + 1)}"
 
 
 # One that was there before goes on from its last version, so that nobody takes the new one for the old one.
 CREATE_ENTITIES: Final = f"""
-    WITH u AS MATERIALIZED (SELECT * FROM {rows.ENTITY.rows(2)}),
+    WITH u AS MATERIALIZED (SELECT * FROM {shapes.ENTITY.rows(2)}),
          buried AS (
              DELETE FROM tombstone USING u
              WHERE {_is_entity("tombstone", 2)}
              RETURNING tombstone.entity_type, tombstone.entity_id, tombstone.version
          )
-    INSERT INTO entity (revision, version, {rows.ENTITY.names})
-    SELECT $1::bigint, coalesce(buried.version, 0) + 1, {rows.ENTITY.values}
+    INSERT INTO entity (revision, version, {shapes.ENTITY.names})
+    SELECT $1::bigint, coalesce(buried.version, 0) + 1, {shapes.ENTITY.values}
     FROM u LEFT JOIN buried ON buried.entity_type = u.entity_type AND buried.entity_id = u.entity_id
 """
 CHANGE_ENTITIES: Final = f"""
     UPDATE entity SET
         revision = $1::bigint,
         version = entity.version + 1,
-        name = coalesce(u.name, entity.name),
+        name = CASE WHEN u.anew OR u.name <> '' THEN u.name ELSE entity.name END,
         status = coalesce(u.status, entity.status),
         declared = coalesce(u.declared, entity.declared)
-    FROM {rows.ENTITY_CHANGE.rows(2)}
+    FROM {shapes.ENTITY_CHANGE.rows(2)}
     WHERE {_is_entity("entity", 2)}
 """
 REMOVE_ENTITIES: Final = f"""
     WITH removed AS (
-        DELETE FROM entity USING {rows.ENTITY_KEY.rows(3)}
+        DELETE FROM entity USING {shapes.ENTITY_KEY.rows(3)}
         WHERE {_is_entity("entity", 3)}
         RETURNING entity.entity_type, entity.entity_id, entity.version
     )
@@ -230,7 +231,7 @@ OBSERVE: Final = f"""
         observed_error = u.observed_error,
         observed_incarnation = u.observed_incarnation,
         observed_number = u.observed_number
-    FROM {rows.OBSERVATION.rows(2)}
+    FROM {shapes.OBSERVATION.rows(2)}
     WHERE {_is_entity("entity", 2)}
       AND (entity.observed_incarnation <> u.observed_incarnation OR entity.observed_number < u.observed_number)
 """
@@ -239,6 +240,7 @@ OBSERVE: Final = f"""
 
 READ_ENTITIES: Final = f"""
     SELECT {ENTITY_COLUMNS} FROM unnest($1::text[], $2::text[]) AS u (entity_type, entity_id)
-    JOIN entity ON {_is_entity("entity", 1)}
+    JOIN entity ON entity.entity_type = u.entity_type AND entity.entity_id = u.entity_id
+    WHERE entity.entity_type = ANY ($1) AND entity.entity_id = ANY ($2)
 """
 READ_JOBS: Final = f"SELECT {JOB_COLUMNS} FROM job WHERE job_id = ANY ($1::text[])"

@@ -18,7 +18,8 @@ from jobstore import rows, statements
 from jobstore.declarations import Declarations
 from jobstore.guards import Apply, Existing, Guards, Holder, Refuse, Repeated, Root, Verdict, judge, lease_lost
 from jobstore.messages import entity_message, job_message, timestamp
-from jobstore.rows import Key, Row, key_of
+from jobstore.rows import Key, key_of
+from jobstore.shapes import Row
 from jobstore.writer import Writer
 from waybill.v1 import jobs_pb2, jobstore_pb2
 
@@ -148,7 +149,7 @@ async def read_guards(
     entities: Iterable[Key] = (),
 ) -> Guards:
     """Reads, in one question, what the store holds of leases, flows, (owner, request id)s, locks and entities."""
-    columns = (*columns_of(requests), *columns_of(locks), *columns_of(entities))
+    columns = (*arrays_of(requests), *arrays_of(locks), *arrays_of(entities))
     [row] = await writer.fetch(statements.READ_GUARDS, list(coordinators), list(flows), *columns)
     guards = Guards(
         leases=set(row["leases"]),
@@ -161,8 +162,8 @@ async def read_guards(
     return guards
 
 
-def columns_of(pairs: Iterable[tuple[str, str]]) -> tuple[Sequence[str], Sequence[str]]:
-    """Turns pairs into two columns."""
+def arrays_of(pairs: Iterable[tuple[str, str]]) -> tuple[Sequence[str], Sequence[str]]:
+    """Turns pairs into two arrays."""
     columns = tuple(zip(*pairs, strict=True))
     return cast(tuple[Sequence[str], Sequence[str]], columns or ((), ()))
 
@@ -321,7 +322,7 @@ async def read_entities(writer: Writer, keys: Collection[Key]) -> dict[Key, jobs
     """Returns those of the entities that exist."""
     if not keys:
         return {}
-    found = await writer.fetch(statements.READ_ENTITIES, *columns_of(keys))
+    found = await writer.fetch(statements.READ_ENTITIES, *arrays_of(keys))
     return {(row["entity_type"], row["entity_id"]): entity_message(row) for row in found}
 
 

@@ -28,7 +28,7 @@ from typing import Final
 import asyncpg
 
 from jobstore import statements
-from jobstore.rows import Row
+from jobstore.shapes import Row, carried, columns_of
 
 SESSION: Final[Mapping[str, str]] = {
     "application_name": "waybill journal",
@@ -173,8 +173,8 @@ class Writer:
         """Runs a statement over rows, completed by the column `last`; returns how many it has written."""
         if not rows:
             return 0
-        columns = zip(*rows, strict=True)
-        return await self.change(sql, *scalars, *columns, *(() if last is None else (last,)))
+        completed = () if last is None else (carried(last),)
+        return await self.change(sql, *scalars, *columns_of(rows), *completed)
 
     async def change_each(self, sql: str, *scalars: object, rows: Sequence[Row]) -> None:
         """Runs a statement over changes of rows; raises Misfit unless each has found its row."""

@@ -198,6 +198,15 @@ async def test_a_wait_that_is_over_counts_as_cleared(journal: Journal, connectio
     assert await connection.fetchval("SELECT cleared FROM host_task WHERE task_id = 'wait'") is True
 
 
+async def test_no_text_gets_the_rows_of_others_out_of_step(journal: Journal, connection: Connection) -> None:
+    """Not even one with the character that rows travel by."""
+    texts = ["plain", "a\x1fb", "\x1f", "", "üñí\t\n\x1b[2J", '{"quoted", \\}']
+    flows = [a_flow(description=text) for text in texts]
+    await applied(journal, *(flow.first() for flow in flows))
+    stored = {row["job_id"]: row["description"] for row in await connection.fetch("SELECT * FROM job")}
+    assert [stored[flow.job_id] for flow in flows] == [text.replace("\x1f", "\u241f") for text in texts]
+
+
 # --- sequences and epochs --------------------------------------------------------------------------------------------
 
 

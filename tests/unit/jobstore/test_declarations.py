@@ -30,12 +30,12 @@ def test_a_new_entity_gets_what_is_not_said_of_it() -> None:
 
 def test_what_a_change_does_not_name_stays() -> None:
     declarations = folded(change(status="LOCKED"), stored=True)
-    assert declarations.changed == [(*KEY, None, "LOCKED", None)]
+    assert declarations.changed == [(*KEY, "", "LOCKED", "", "f")]
 
 
 def test_later_changes_go_over_earlier_ones() -> None:
     declarations = folded(change(name="web", status="LOCKED"), change(status="OK", declared_json="[]"), stored=True)
-    assert declarations.changed == [(*KEY, "web", "OK", "[]")]
+    assert declarations.changed == [(*KEY, "web", "OK", "[]", "f")]
 
 
 def test_an_entity_is_removed() -> None:
@@ -51,7 +51,7 @@ def test_what_comes_and_goes_at_once_is_never_written() -> None:
 
 def test_what_goes_and_comes_back_starts_anew() -> None:
     declarations = folded(change(remove=True), change(name="new"), stored=True)
-    assert declarations.changed == [(*KEY, "new", "OK", "{}")]
+    assert declarations.changed == [(*KEY, "new", "OK", "{}", "t")]
     assert declarations.removed == []
 
 
@@ -62,5 +62,5 @@ def test_removing_what_is_not_there_changes_nothing() -> None:
 
 def test_replacing_sets_every_field() -> None:
     declarations = Declarations({KEY})
-    declarations.replace(KEY, "", "OK", "{}")
-    assert declarations.changed == [(*KEY, "", "OK", "{}")]
+    declarations.replace(KEY, "", "", "")
+    assert declarations.changed == [(*KEY, "", "OK", "{}", "t")]

@@ -7,8 +7,8 @@ import json
 import pytest
 
 from chassis.errors import WaybillError
-from jobstore import rows
-from jobstore.rows import Shape, newest_observations, rows_of
+from jobstore.rows import newest_observations, rows_of
+from jobstore.shapes import Row
 from waybill.v1 import jobs_pb2, jobstore_pb2
 
 
@@ -22,25 +22,13 @@ def seen(number: int, state: str, incarnation: str = "i1") -> jobstore_pb2.Obser
     return jobstore_pb2.ObservedRow(entity=ref, observed=observed)
 
 
-def states(observations: list[rows.Row]) -> list[str]:
+def states(observations: list[Row]) -> list[str]:
     return [row[2] for row in observations]
-
-
-def test_a_shape_says_how_its_columns_travel() -> None:
-    shape = Shape("job_id text, error bytea?, plans jsonb, categories text[], deadline timestamptz?, epoch bigint?")
-    assert shape.names == "job_id, error, plans, categories, deadline, epoch"
-    assert shape.values == "u.job_id, u.error, u.plans, u.categories, u.deadline, u.epoch"
-    assert shape.rows(3) == (
-        "(SELECT job_id AS job_id, nullif(error, '') AS error, plans::jsonb AS plans, "
-        "categories::text[] AS categories, nullif(deadline, '')::timestamptz AS deadline, nullif(epoch, 0) AS epoch "
-        "FROM unnest($3::text[], $4::bytea[], $5::text[], $6::text[], $7::text[], $8::bigint[]) "
-        "AS carried (job_id, error, plans, categories, deadline, epoch)) AS u"
-    )
 
 
 def test_what_is_not_said_travels_empty() -> None:
     [step] = rows_of(a_commit(steps=[jobstore_pb2.StepChange(step_id="s")]), "c").step_changes
-    assert step == ("s", "", 0, "", "", b"")
+    assert step == ("s", "", "0", "", "", "")
 
 
 def test_times_travel_as_text() -> None:
@@ -56,15 +44,15 @@ def test_a_job_is_touched_by_a_change_of_its_steps_but_not_of_its_tasks() -> Non
 
 
 def test_the_root_keeps_the_sequence_whatever_else_changes() -> None:
-    assert rows_of(a_commit(), "c").command_changes == [("flow", "", "", 0, b"", 2)]
+    assert rows_of(a_commit(), "c").command_changes == [("flow", "", "", "0", "", "2")]
 
 
 def test_a_change_of_the_root_keeps_the_sequence_itself() -> None:
     changed = jobstore_pb2.CommandChange(command_id="flow", status=jobs_pb2.COMMAND_STATUS_SUCCEEDED)
     child = jobstore_pb2.CommandChange(command_id="child", end_attempts=1)
     assert rows_of(a_commit(commands=[changed, child]), "c").command_changes == [
-        ("flow", "SUCCEEDED", "", 0, b"", 2),
-        ("child", "", "", 1, b"", 0),
+        ("flow", "SUCCEEDED", "", "0", "", "2"),
+        ("child", "", "", "1", "", ""),
     ]
 
 
