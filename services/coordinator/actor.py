@@ -27,6 +27,7 @@ from coordinator.plan import EntityRef
 from coordinator.retries import Backoff
 from coordinator.rows import Command as CommandRow
 from coordinator.rows import Failure, Leaf, Notes
+from coordinator.storable import check_notes, check_plan
 from coordinator.world import Reading, World
 from waybill.v1 import hostagent_pb2, jobs_pb2, jobstore_pb2
 
@@ -202,11 +203,11 @@ class Actor:
             leaf.incarnation = leaf.incarnation or self._engine.hosts.incarnation_of(leaf.host_id)
         message = wire.commit_message(self.tree, effect.mutations, effect.sequence, self._engine.ids.new)
         self._reading.forget()
-        self._engine.background.start(self._commit(message), "commit")
+        self._engine.journal.commit(message).add_done_callback(self._committed)
 
-    async def _commit(self, message: jobstore_pb2.FlowCommit) -> None:
+    def _committed(self, commit: asyncio.Future[jobstore_pb2.FlowCommitResult]) -> None:
         try:
-            result = await self._engine.journal.commit(message)
+            result = commit.result()
         except WaybillError as error:  # the lease is lost, or we are going down: the flow is not ours any more
             self._engine.abandoned(self, error)
             return
@@ -266,14 +267,18 @@ class Actor:
                 plan = await command.execute(world)
             finally:
                 self._name_job(row, command)
+            world.notes.locks = command.locks()
+            check_plan(plan)
+            check_notes(world.notes)
         except WaybillError as error:
             if error.code is grpc.StatusCode.UNAVAILABLE:
                 raise
             return ev.Planned(row.command_id, failure=wire.failure_of(error), executing=executing)
-        except Exception as error:  # a command's own defect is that command's failure
+        except BaseException as error:  # a command's own defect is that command's failure, whatever it raises
+            if _ends_us(error):
+                raise
             log.exception("a command raised", command_type=row.command_type)
             return ev.Planned(row.command_id, failure=_raised(row, error), executing=executing)
-        world.notes.locks = command.locks()
         return ev.Planned(row.command_id, plan, world.notes)
 
     async def rehearse(self, command_id: str) -> ev.Planned:
@@ -307,11 +312,14 @@ class Actor:
         try:
             command = self._command(row)
             await (command.end_successfully(world) if succeeded else command.end_with_failure(world))
+            check_notes(world.notes)
         except WaybillError as error:
             if error.code is grpc.StatusCode.UNAVAILABLE:
                 raise
             return ev.Ended(row.command_id, failure=wire.failure_of(error))
-        except Exception as error:
+        except BaseException as error:
+            if _ends_us(error):
+                raise
             log.exception("an end method raised", command_type=row.command_type, attempt=row.end_attempts + 1)
             return ev.Ended(row.command_id, failure=_raised(row, error))
         notes: Notes = world.notes
@@ -346,6 +354,12 @@ def _for_callers(why: WaybillError) -> WaybillError:
     return why
 
 
-def _raised(row: CommandRow, error: Exception) -> Failure:
+def _ends_us(error: BaseException) -> bool:
+    """Tells our own cancellation from one that a command's code came by otherwise."""
+    task = asyncio.current_task()
+    return isinstance(error, asyncio.CancelledError) and task is not None and task.cancelling() > 0
+
+
+def _raised(row: CommandRow, error: BaseException) -> Failure:
     message = f"{row.command_type} raised {type(error).__name__}: {error}"
     return Failure(INTERNAL, "COMMAND_RAISED", message, {"exception": type(error).__name__})

@@ -93,18 +93,19 @@ class Journal:
 
     # ---------------------------------------------------------------- writing
 
-    async def commit(self, commit: jobstore_pb2.FlowCommit) -> jobstore_pb2.FlowCommitResult:
-        """Writes one flow's mutations and returns what became of them; a refusal is the result's `error`.
+    def commit(self, commit: jobstore_pb2.FlowCommit) -> asyncio.Future[jobstore_pb2.FlowCommitResult]:
+        """Writes one flow's mutations; the future has what became of them. A refusal is the result's `error`.
 
-        Waits for as long as the jobstore is away. At most one commit of a flow may be outstanding. Raises LEASE_LOST
-        and SHUTTING_DOWN.
+        It takes for as long as the jobstore is away. At most one commit of a flow may be outstanding. The future raises
+        LEASE_LOST and SHUTTING_DOWN.
         """
+        waiting = Waiting(commit, asyncio.get_running_loop().create_future())
         if self._closed is not None:
-            raise _anew(self._closed)
-        result: asyncio.Future[jobstore_pb2.FlowCommitResult] = asyncio.get_running_loop().create_future()
-        self._gathering.commits.append(Waiting(commit, result))
-        self._wake()
-        return await result
+            waiting.fail(_anew(self._closed))
+        else:
+            self._gathering.commits.append(waiting)
+            self._wake()
+        return waiting.result
 
     def observe(self, row: jobstore_pb2.ObservedRow) -> None:
         """Notes what a host saw of an entity; goes with the next batch."""

@@ -6,8 +6,12 @@ import asyncio
 import heapq
 from collections.abc import Callable
 from itertools import count
+from typing import Final
 
 from chassis.clock import Clock
+
+_GRAIN_SECONDS: Final = 0.01
+"""Timers that are due within so little are fired together: hundreds of flows set one each a second."""
 
 
 class Timers:
@@ -43,7 +47,8 @@ class Timers:
         if not self._heap:
             await self._changed.wait()
             return
-        pause = asyncio.ensure_future(self._clock.sleep(self._heap[0][0] - self._clock.monotonic()))
+        seconds = max(_GRAIN_SECONDS, self._heap[0][0] - self._clock.monotonic())
+        pause = asyncio.ensure_future(self._clock.sleep(seconds))
         changed = asyncio.ensure_future(self._changed.wait())
         try:
             await asyncio.wait((pause, changed), return_when=asyncio.FIRST_COMPLETED)

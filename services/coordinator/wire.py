@@ -58,9 +58,12 @@ CANCEL_NAMES = {number: name for name, number in CANCEL.items()}
 # --- small things ----------------------------------------------------------------------------------------------------
 
 
+_to_json = json.JSONEncoder(separators=(",", ":"), ensure_ascii=False).encode
+
+
 def dump(value: Any) -> str:
     """JSON, compact."""
-    return json.dumps(value, separators=(",", ":"), ensure_ascii=False)
+    return _to_json(value)
 
 
 def timestamp(seconds: float) -> timestamp_pb2.Timestamp:

@@ -44,16 +44,14 @@ def flows(requests: Sequence[jobstore_pb2.CommitRequest]) -> list[list[str]]:
 
 async def test_commits_gather_while_a_batch_is_on_its_way(journal: Journal, store: ScriptedJobStore) -> None:
     gate = store.script.hold("Commit")
-    async with asyncio.TaskGroup() as group:
-        first = group.create_task(journal.commit(a_commit("f1")))
-        await until(lambda: store.script.asked["Commit"])
-        others = [group.create_task(journal.commit(a_commit(flow))) for flow in ("f2", "f3")]
-        await turns()
-        gate.set()
+    first = journal.commit(a_commit("f1"))
+    await until(lambda: store.script.asked["Commit"])
+    others = [journal.commit(a_commit(flow)) for flow in ("f2", "f3")]
+    gate.set()
 
+    assert (await first).revision == 101
+    assert [result.revision for result in await asyncio.gather(*others)] == [102, 102]
     assert flows(store.commits) == [["f1"], ["f2", "f3"]]
-    assert first.result().revision == 101
-    assert [other.result().revision for other in others] == [102, 102]
 
 
 async def test_a_commit_that_nobody_answered_is_sent_again_until_somebody_does(
@@ -61,7 +59,7 @@ async def test_a_commit_that_nobody_answered_is_sent_again_until_somebody_does(
 ) -> None:
     store.script.fail("Commit", SILENCE, times=30)
 
-    commit = asyncio.create_task(journal.commit(a_commit("f1", sequence=7)))
+    commit = journal.commit(a_commit("f1", sequence=7))
     await pass_time(clock, commit.done, step=1.0)
 
     assert commit.result().revision == 101
@@ -96,7 +94,7 @@ async def test_a_commit_that_makes_the_jobstore_stumble_is_given_up_after_some_a
 ) -> None:
     store.refuse_batch = lambda batch: internal("a defect") if batch.commits else None
 
-    commit = asyncio.create_task(journal.commit(a_commit("f1")))
+    commit = journal.commit(a_commit("f1"))
     await pass_time(clock, commit.done)
 
     assert WaybillError.from_status(commit.result().error).reason == "INTERNAL"
@@ -118,9 +116,9 @@ async def test_without_a_lease_nothing_is_written_any_more(journal: Journal, sto
 
 async def test_a_commit_outlives_its_caller(journal: Journal, store: ScriptedJobStore) -> None:
     gate = store.script.hold("Commit")
-    callers = [asyncio.create_task(journal.commit(a_commit("f1")))]
+    callers = [journal.commit(a_commit("f1"))]
     await until(lambda: store.script.asked["Commit"])
-    callers.append(asyncio.create_task(journal.commit(a_commit("f2"))))
+    callers.append(journal.commit(a_commit("f2")))
     await turns()
     for caller in callers:
         caller.cancel()
@@ -135,9 +133,9 @@ async def test_who_waits_when_it_closes_is_told(
 ) -> None:
     store.script.hold("Commit")
     async with Journal(journal_stub, "c1", clock, rng) as journal:
-        on_its_way = asyncio.create_task(journal.commit(a_commit("f1")))
+        on_its_way = journal.commit(a_commit("f1"))
         await until(lambda: store.script.asked["Commit"])
-        waiting = asyncio.create_task(journal.commit(a_commit("f2")))
+        waiting = journal.commit(a_commit("f2"))
         await turns()
 
     outcomes = await asyncio.gather(on_its_way, waiting, return_exceptions=True)
