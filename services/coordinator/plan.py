@@ -245,20 +245,13 @@ def nothing(**options: Any) -> Nothing:
 
 
 def task(host_id: str, verb: str, arguments: Mapping[str, Json] | None = None, **options: Any) -> Task:
-    """Plans asynchronous work on a host; see `Task` for the options. Raises ValueError for a host that is no id."""
-    return Task(host_id=_checked_host(host_id), verb=verb, arguments=dict(arguments or {}), **options)
+    """Plans asynchronous work on a host; see `Task` for the options."""
+    return Task(host_id=host_id, verb=verb, arguments=dict(arguments or {}), **options)
 
 
 def call(host_id: str, verb: str, arguments: Mapping[str, Json] | None = None, **options: Any) -> Call:
-    """Plans a short verb on a host; see `Call` for the options. Raises ValueError for a host that is no id."""
-    return Call(host_id=_checked_host(host_id), verb=verb, arguments=dict(arguments or {}), **options)
-
-
-def _checked_host(host_id: object) -> str:
-    """Hosts are named by what was declared of disks and VMs, and anything can be declared."""
-    if not isinstance(host_id, str) or not host_id:
-        raise ValueError(f"the id of a host must be a text, not {host_id!r}")
-    return host_id
+    """Plans a short verb on a host; see `Call` for the options."""
+    return Call(host_id=host_id, verb=verb, arguments=dict(arguments or {}), **options)
 
 
 def child(command: Runnable, **options: Any) -> Child:

@@ -40,13 +40,6 @@ def through_json(plan: Plan) -> Plan:
     return plan_from_json(json.loads(json.dumps(plan_to_json(plan))))
 
 
-@pytest.mark.parametrize("plan", [task, call])
-@pytest.mark.parametrize("host_id", ["", 5, None, ["host-1"]])
-def test_what_is_no_host_cannot_be_planned_on(plan: Any, host_id: Any) -> None:
-    with pytest.raises(ValueError, match="host"):
-        plan(host_id, "simWork")
-
-
 texts = st.text(max_size=6)
 refs = st.builds(EntityRef, st.sampled_from(["VM", "DISK", "HOST"]), texts)
 seconds = st.none() | st.floats(0, 1e6)
