@@ -352,6 +352,6 @@ def newest_observations(observed: Iterable[jobstore_pb2.ObservedRow]) -> list[Ro
     for row in observed:
         key, seen = key_of(row.entity), row.observed
         former = newest[key].observed if key in newest else None
-        if former is None or former.incarnation != seen.incarnation or former.number < seen.number:
+        if former is None or former.incarnation != seen.incarnation or former.number <= seen.number:
             newest[key] = row
     return [_observation(row) for row in newest.values()]

@@ -222,7 +222,8 @@ REMOVE_ENTITIES: Final = f"""
     INSERT INTO tombstone (revision, time, version, entity_type, entity_id)
     SELECT $1::bigint, $2::timestamptz, version, entity_type, entity_id FROM removed
 """
-# Numbers are comparable within an incarnation only; another incarnation is news by itself.
+# Numbers are comparable within an incarnation only; another incarnation is news by itself. The same number with other
+# content is what a coordinator adds to what the host said last: that it cannot be reached, say.
 OBSERVE: Final = f"""
     UPDATE entity SET
         revision = $1::bigint,
@@ -233,7 +234,10 @@ OBSERVE: Final = f"""
         observed_number = u.observed_number
     FROM {shapes.OBSERVATION.rows(2)}
     WHERE {_is_entity("entity", 2)}
-      AND (entity.observed_incarnation <> u.observed_incarnation OR entity.observed_number < u.observed_number)
+      AND (entity.observed_incarnation <> u.observed_incarnation OR entity.observed_number < u.observed_number
+           OR (entity.observed_number = u.observed_number
+               AND (entity.observed_state, entity.observed_host_id, entity.observed_error)
+                   IS DISTINCT FROM (u.observed_state, u.observed_host_id, u.observed_error)))
 """
 
 # --- answers ---------------------------------------------------------------------------------------------------------

@@ -541,6 +541,13 @@ async def observe(journal: Journal, entity_id: str, **seen: Any) -> None:
     await journal.commit(jobstore_pb2.CommitRequest(coordinator_id=COORDINATOR, observations=[row]))
 
 
+async def test_the_same_number_with_other_content_is_news(journal: Journal, connection: Connection) -> None:
+    await put_vm(journal, connection, "vm-1")
+    await observe(journal, "vm-1", state="UP", number=5)
+    await observe(journal, "vm-1", state="UNREACHABLE", number=5)
+    assert await connection.fetchval("SELECT observed_state FROM entity") == "UNREACHABLE"
+
+
 async def test_observations_are_ordered_by_their_number(journal: Journal, connection: Connection) -> None:
     await put_vm(journal, connection, "vm-1")
     await observe(journal, "vm-1", state="UP", number=5)
