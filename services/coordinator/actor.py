@@ -361,5 +361,5 @@ def _ends_us(error: BaseException) -> bool:
 
 
 def _raised(row: CommandRow, error: BaseException) -> Failure:
-    message = f"{row.command_type} raised {type(error).__name__}: {error}"
+    message = wire.legible(f"{row.command_type} raised {type(error).__name__}: {error}")
     return Failure(INTERNAL, "COMMAND_RAISED", message, {"exception": type(error).__name__})

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterable, Mapping
 from functools import lru_cache
-from typing import Any
+from typing import Any, Final
 
 from google.protobuf import json_format, struct_pb2, timestamp_pb2
 from google.rpc import error_details_pb2, status_pb2
@@ -37,6 +37,9 @@ from waybill.v1 import jobs_pb2, jobstore_pb2
 def _numbers(enum: Any, prefix: str) -> dict[str, Any]:
     return {name.removeprefix(prefix): number for name, number in enum.items()}
 
+
+LONGEST_WORDS: Final = 4_000
+"""Characters of an error that are kept: every step and command on its way up has a copy."""
 
 STATUS = _numbers(jobs_pb2.ExecutionStatus, "EXECUTION_STATUS_")
 COMMAND_STATUS = _numbers(jobs_pb2.CommandStatus, "COMMAND_STATUS_")
@@ -108,8 +111,18 @@ def plain_struct(message: struct_pb2.Struct) -> dict[str, Any]:
 
 
 def failure_of(error: WaybillError) -> Failure:
-    """A refusal or an error as the core keeps it."""
-    return Failure(error.code.value[0], error.reason, error.message, dict(error.metadata))
+    """A refusal or an error as the core keeps it: in words that can be stored, whoever made them."""
+    metadata = {legible(name): legible(value) for name, value in error.metadata.items()}
+    return Failure(error.code.value[0], legible(error.reason), legible(error.message), metadata)
+
+
+def legible(text: object) -> str:
+    """What somebody else's code said, as it can be stored and shown: not endless, and no control characters."""
+    return "".join(map(_legible_character, str(text)[:LONGEST_WORDS]))
+
+
+def _legible_character(character: str) -> str:
+    return character if character.isprintable() or character == "\n" else ascii(character)[1:-1]
 
 
 def failure_from(status: status_pb2.Status) -> Failure:

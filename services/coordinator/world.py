@@ -46,8 +46,10 @@ Reader = Callable[[Sequence[EntityRef]], Awaitable[Sequence[Entity]]]
 class Refused(WaybillError):  # noqa: N818 - what a command says, not what went wrong
     """Raised by `validate`: the command must not run now, and why."""
 
-    def __init__(self, reason: str, message: str, **metadata: str) -> None:
-        super().__init__(grpc.StatusCode.FAILED_PRECONDITION, reason, message, metadata=metadata)
+    def __init__(self, reason: str, message: str, **metadata: object) -> None:
+        """`metadata` are facts for programs: ids, states, numbers."""
+        facts = {name: str(value) for name, value in metadata.items()}
+        super().__init__(grpc.StatusCode.FAILED_PRECONDITION, reason, message, metadata=facts)
 
 
 class Reading:
