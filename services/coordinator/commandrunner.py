@@ -28,7 +28,7 @@ from coordinator import failures, leaves
 from coordinator.book import Book
 from coordinator.cancellation import Cancellation
 from coordinator.compensation import Compensation
-from coordinator.nodes import LiveCommand, Node, Outcome, build
+from coordinator.nodes import WORK, LiveCommand, Node, Outcome, build
 from coordinator.outbox import Outbox
 from coordinator.plan import Change, Child, Plan, plan_from_json, plan_to_json
 from coordinator.planrunner import PlanRunner, seen_from_above
@@ -129,19 +129,19 @@ class CommandRunner:
             self._steps.end(self._steps.own(VALIDATION), Status.FINISHED)
             self._steps.start(self._steps.own(EXECUTION))
             self._cancellation.seal()
-        root = self._grow(command, plan, len(row.plans))
-        if command.node is None and root.has_work():
+        self._grow(command, plan, len(row.plans))
+        if command.node is None and command.has_work:
             self._steps.add_own(FINALIZATION)
 
-    def _grow(self, command: LiveCommand, plan: Plan, attempt: int) -> Node:
+    def _grow(self, command: LiveCommand, plan: Plan, attempt: int) -> None:
         """Makes the nodes of a sealed plan, with the steps that they name, and begins it."""
         root = command.root = build(command, plan, attempt)
         for node in root.walk():
             command.names_no_return |= node.plan.no_return
+            command.has_work |= isinstance(node.plan, WORK)
             if node.plan.step:
                 self._steps.show(node)
         self._turn.then(self._plans.begin, root)
-        return root
 
     def refuse(
         self, command: LiveCommand, failure: Failure, outcome: Outcome = Outcome.FAILED, *, executing: bool = False

@@ -19,6 +19,8 @@ from coordinator.rows import Command, Failure, Leaf, Status, Step
 
 OUTWARD: Final = (Task, Call, WaitFor, Child)
 """What leaves a row when it begins; everything else is over in the turn in which it begins, or is made of these."""
+WORK: Final = (*OUTWARD, Change)
+"""What does something."""
 
 
 class NodeState(IntEnum):
@@ -53,17 +55,21 @@ _STEP_STATUS = {
 }
 
 
-def derived_id(command_id: str, attempt: int, path: str, kind: str) -> str:
+def namespace_of(command_id: str) -> bytes:
+    """A command's id as the namespace of the ids that are derived from it."""
+    return bytes.fromhex(command_id.replace("-", ""))
+
+
+def derived_id(namespace: bytes, attempt: int, path: str, kind: str) -> str:
     """The id of what a node begins (kind "leaf" or "command") or of the step that shows it ("step").
 
-    A version 5 UUID, that of `uuid.uuid5(UUID(command_id), …)`; made by hand because each flow needs some.
+    That of `uuid.uuid5`, made by hand: every flow needs some.
     """
-    name = f"{kind}:{attempt}:{path}".encode()
-    digest = bytearray(sha1(bytes.fromhex(command_id.replace("-", "")) + name, usedforsecurity=False).digest())
-    digest[6] = digest[6] & 0x0F | 0x50
-    digest[8] = digest[8] & 0x3F | 0x80
-    text = digest.hex()
-    return f"{text[:8]}-{text[8:12]}-{text[12:16]}-{text[16:20]}-{text[20:32]}"
+    text = sha1(namespace + f"{kind}:{attempt}:{path}".encode(), usedforsecurity=False).hexdigest()
+    return f"{text[:8]}-{text[8:12]}-5{text[13:16]}-{_VARIANT[text[16]]}{text[17:20]}-{text[20:32]}"
+
+
+_VARIANT: Final = {digit: "89ab"[int(digit, 16) & 3] for digit in "0123456789abcdef"}
 
 
 class Node:
@@ -110,7 +116,7 @@ class Node:
 
     def id(self, kind: str) -> str:
         """See `derived_id`."""
-        return derived_id(self.command.row.command_id, self.attempt, self.path, kind)
+        return derived_id(self.command.namespace, self.attempt, self.path, kind)
 
     @property
     def place(self) -> tuple[str, int, str]:
@@ -146,23 +152,22 @@ class Node:
         """Tells whether anything in it leaves a row when it begins."""
         return any(isinstance(node.plan, OUTWARD) for node in self.walk())
 
-    def has_work(self) -> bool:
-        """Tells whether anything in it does anything."""
-        return any(isinstance(node.plan, (*OUTWARD, Change)) for node in self.walk())
 
 
 class LiveCommand:
     """A command of a live flow: its row, where it hangs in its parent's plan, and its own plan once sealed."""
 
-    __slots__ = ("depth", "names_no_return", "node", "outcome", "root", "row")
+    __slots__ = ("depth", "has_work", "names_no_return", "namespace", "node", "outcome", "root", "row")
 
     def __init__(self, row: Command, node: Node | None, depth: int):
         self.row = row
+        self.namespace = namespace_of(row.command_id)
         self.node = node  # None on the flow's root
         self.depth = depth
         self.root: Node | None = None  # of the current attempt's plan; None until sealed
         self.outcome = Outcome.OK  # of its work, once over
         self.names_no_return = False  # its plan says itself where the point of no return is
+        self.has_work = False  # its plan does something
 
 
 def build(command: LiveCommand, plan: Plan, attempt: int) -> Node:

@@ -119,12 +119,13 @@ class PlanRunner:
         leaf = self._book.leaves.get(task_id)
         fresh = leaf is None
         if leaf is None:
-            leaf = leaves.intent(node, task_id, self._steps.around(node).step_id, self._turn.now)
+            step = self._steps.around(node)
+            leaf = leaves.intent(node, task_id, step.step_id, self._turn.now)
             self._book.add_leaf(leaf)
+            if leaf.kind is LeafKind.TASK:
+                self._steps.lend_external_id(step, task_id)
         node.leaf = leaf
         self.start_work(node)
-        if leaf.kind is LeafKind.TASK:
-            self._steps.lend_external_id(self._steps.around(node), task_id)
         if leaf.over:
             self.over(node, leaves.outcome_of(leaf), leaf.error)
         else:

@@ -18,7 +18,7 @@ from collections.abc import Iterable, Mapping
 from typing import Final
 
 from coordinator.book import Book
-from coordinator.nodes import Node, derived_id
+from coordinator.nodes import Node, derived_id, namespace_of
 from coordinator.plan import EntityRef, Plan
 from coordinator.rows import Failure, Status, Step, Subject
 
@@ -33,11 +33,13 @@ class StepTree:
     def __init__(self, book: Book, subject_names: Mapping[EntityRef, str]) -> None:
         self._book = book
         self._names = subject_names
-        self._numbers: dict[str, int] = {}  # parent step id -> next number
+        self._namespace = namespace_of(book.root.command_id)
+        self._numbers: dict[str, int] = {}  # the next below a step, by its id
         self._own: dict[str, Step] = {}  # VALIDATION, EXECUTION, FINALIZATION
         for step in book.steps.values():
-            self._count(step)
-            if not step.parent_step_id:
+            if step.parent_step_id:
+                self._numbers[step.parent_step_id] = max(self._numbers.get(step.parent_step_id, 0), step.number + 1)
+            else:
                 self._own[step.step_type] = step
 
     # --- which there are ---------------------------------------------------------------------------------------------
@@ -49,16 +51,10 @@ class StepTree:
     def add_own(self, step_type: str, status: Status = Status.PENDING) -> None:
         """Adds one of the three."""
         root_id = self._book.root.command_id
-        step = Step(
-            step_id=derived_id(root_id, 0, step_type, "step"),
-            parent_step_id="",
-            command_id=root_id,
-            step_type=step_type,
-            number=self._numbers.get("", 0),
-            status=status,
-        )
+        step_id = derived_id(self._namespace, 0, step_type, "step")
+        step = Step(step_id, "", root_id, step_type, len(self._own), status=status)
         self._own[step_type] = step
-        self._add(step)
+        self._book.add_step(step)
 
     def show(self, node: Node) -> None:
         """Gives a node the step that it names: the one that is stored, or a new one."""
@@ -66,18 +62,20 @@ class StepTree:
         step = self._book.steps.get(step_id)
         if step is None:
             step = self._planned_step(node, step_id)
-            self._add(step)
+            self._book.add_step(step)
         node.step = step
 
     def _planned_step(self, node: Node, step_id: str) -> Step:
         plan, above = node.plan, node.above
         parent = self.around(above) if above is not None else self._own[EXECUTION]
+        number = self._numbers.get(parent.step_id, 0)
+        self._numbers[parent.step_id] = number + 1
         return Step(
             step_id=step_id,
             parent_step_id=parent.step_id,
             command_id=node.command.row.command_id,
             step_type=plan.step,
-            number=self._numbers.get(parent.step_id, 0),
+            number=number,
             description=plan.description,
             subjects=tuple(
                 Subject(ref.entity_type, ref.entity_id, self._names.get(ref, "")) for ref in _subjects_of(plan)
@@ -101,13 +99,6 @@ class StepTree:
             ordered.append(step)
             stack.extend(sorted(below.get(step.step_id, []), key=lambda child: -child.number))
         return ordered
-
-    def _add(self, step: Step) -> None:
-        self._book.add_step(step)
-        self._count(step)
-
-    def _count(self, step: Step) -> None:
-        self._numbers[step.parent_step_id] = max(self._numbers.get(step.parent_step_id, 0), step.number + 1)
 
     # --- how they are ------------------------------------------------------------------------------------------------
 
