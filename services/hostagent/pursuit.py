@@ -51,14 +51,17 @@ class Pursuit:
         observations: Observations,
         clock: Clock,
         publish: Callable[[Record], None],
+        leave_place: Callable[[Record], None],
         forget: Callable[[Record], None],
     ) -> None:
-        """`publish` tells watchers of a new state; `forget` drops a task that its host has lost."""
+        """`publish` tells watchers of a new state; `leave_place` lets another task work while this one only waits for
+        the disk; `forget` drops a task that its host has lost."""
         self._host = host
         self._ledger = ledger
         self._observations = observations
         self._clock = clock
         self._publish = publish
+        self._leave_place = leave_place
         self._forget = forget
 
     async def to_its_end(self, record: Record) -> None:
@@ -187,10 +190,12 @@ class Pursuit:
         if recovery not in record.row.recovery_actions:
             await self._ledger.add_recovery_action(record.row, recovery)
 
-    def note_effect(self, record: Record) -> None:
-        """Notes the newest observation before the effect, unless a former process may have had the effect already."""
-        if not record.resumed:
+    def begin_effect(self, record: Record) -> None:
+        """The effect comes: it is not interrupted, and only what is seen from now on can show it."""
+        record.worker = None
+        if not record.resumed:  # else a former process may have had the effect, after what was noted then
             record.row.observation_number = self._observations.newest
+        self._leave_place(record)
 
 
 class _Work:
@@ -220,8 +225,8 @@ class _Work:
     async def recover_by(self, action: str, **arguments: Json) -> None:
         await self._pursuit.register_recovery(self._record, RecoveryAction(action, arguments))
 
-    def before_effect(self) -> None:
-        self._pursuit.note_effect(self._record)
+    def begin_effect(self) -> None:
+        self._pursuit.begin_effect(self._record)
 
     def silence(self) -> None:
         self._record.silent = True

@@ -12,7 +12,7 @@ from hostagent.task import Task, TaskSpec
 class Record:
     """A live task, or a call."""
 
-    __slots__ = ("over", "resumed", "row", "silent", "taken", "task", "verb", "worker")
+    __slots__ = ("has_place", "over", "resumed", "row", "silent", "taken", "task", "verb", "worker")
 
     def __init__(self, row: LedgerRow, task: Task, verb: Verb | None, *, resumed: bool = False) -> None:
         self.row = row
@@ -22,9 +22,11 @@ class Record:
         self.resumed = resumed
         """It was accepted by a former process."""
         self.taken = False
-        """It waits for a worker no more."""
+        """It does not wait any more."""
+        self.has_place = False
+        """It is one of those that may work at once."""
         self.worker: asyncio.Task[object] | None = None
-        """Who is in its verb and can be interrupted; None while nobody is."""
+        """Who is at its work and can be interrupted; None while nobody is."""
         self.silent = False
         """The host pretends to have lost the way to its watchers."""
         self.over = asyncio.Event()

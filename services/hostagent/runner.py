@@ -1,28 +1,29 @@
 """Runs tasks: ten at once, the most urgent first, each to an end that is written down before it is told.
 
-    start ─▶ intake ─▶ ledger: accepted ─▶ waiting, by priority ─▶ one of the workers ──┐
-    call ──▶ intake ─▶ ledger: accepted ─▶ a worker of its own, at once ────────────────┤
-                                                                                        ▼ pursuit
-         told to watchers and callers ◀─ ledger: over ◀─ recovery actions, if it failed ◀─ the verb
+    start ─▶ intake ─▶ ledger: accepted ─▶ waiting, by priority ─▶ one of the places ──┐
+    call ──▶ intake ─▶ ledger: accepted ─▶ at once ────────────────────────────────────┤
+                                                                                       ▼ pursuit
+        told to watchers and callers ◀─ ledger: over ◀─ recovery actions, if it failed ◀─ the verb
 
 | what comes between | what becomes of it |
 | --- | --- |
 | the same start or call again | it meets the task that there is, or its end |
 | the caller leaves | what was begun is seen through |
-| stop of a waiting task | it leaves the queue and is ended by a worker of its own, whatever the others are busy with |
+| stop of a waiting task | it leaves the queue and is ended, however busy the places are |
 | stop of a running task | written down, then its verb is cancelled where it waits |
 | stop of a task whose verb is just done | nothing: the truth is that it is done |
-| revert of a finished task | written down, then a worker of its own runs its recovery actions |
+| revert of a finished task | written down, then its recovery actions run |
 | clear of a task that is not over | refused; of an unknown one: its id will not be started any more |
 | the process dies | live tasks are read from the ledger and pursued again before the host serves |
 
-A task has exactly one worker from the moment in which it is taken. What was accepted is never forgotten before it is
-cleared, and nothing is told as over that the ledger does not have.
+A task has exactly one pursuer from the moment in which it is taken. It keeps its place while it works, and leaves it to
+the next when it only waits for the disk: so a burst of short tasks shares a few fsyncs, and long ones stay few at once.
+What was accepted is never forgotten before it is cleared, and nothing is told as over that the ledger does not have.
 """
 
 from __future__ import annotations
 
-import asyncio
+import heapq
 import itertools
 import logging
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -66,7 +67,7 @@ class TaskRunner:
         queue: int = 500,
         cleared_days: float = 7.0,
     ) -> None:
-        """`queue`: how many tasks may wait for a worker, and how many calls may run."""
+        """`workers`: how many tasks work at once; `queue`: how many may wait, and how many calls may run."""
         self._verbs = verbs
         self._host = host
         self._ledger = ledger
@@ -75,7 +76,7 @@ class TaskRunner:
         self._queue = queue
         self._cleared_seconds = cleared_days * _DAY
         self._records: dict[str, Record] = {}
-        self._queued: asyncio.PriorityQueue[tuple[int, int, Record]] = asyncio.PriorityQueue()
+        self._queued: list[tuple[int, int, Record]] = []  # a heap: the most urgent first, the stopped still among them
         self._arrivals = itertools.count()
         self._calls = 0
         self._feed: Feed[str, Record] = Feed()
@@ -96,12 +97,13 @@ class TaskRunner:
             observations=observations,
             clock=clock,
             publish=self._publish,
+            leave_place=self._leave_place,
             forget=self._forget,
         )
         self.waiting = 0
-        """How many tasks wait for a worker."""
+        """How many tasks wait for a place."""
         self.running = 0
-        """How many tasks have one of the workers."""
+        """How many tasks have one."""
 
     async def __aenter__(self) -> Self:
         self._logs_all = log.bind().is_enabled_for(logging.DEBUG)
@@ -109,8 +111,7 @@ class TaskRunner:
         for row in await self._ledger.live():
             self._take_up(row)
         self._host.forget_all_but(self._records)
-        for _ in range(self._workers):
-            self._crew.hire(self._work())
+        self._fill_places()
         self._crew.hire(self._feed.tell_the_rest(self._clock))
         self._crew.hire(self._sweep())
         return self
@@ -203,10 +204,11 @@ class TaskRunner:
         else:
             self._enqueue(record)
             self._publish(record)
+            self._fill_places()
 
     def _enqueue(self, record: Record) -> None:
         self.waiting += 1
-        self._queued.put_nowait((-record.spec.priority, next(self._arrivals), record))
+        heapq.heappush(self._queued, (-record.spec.priority, next(self._arrivals), record))
 
     def _publish(self, record: Record) -> None:
         self._log(record)
@@ -226,18 +228,28 @@ class TaskRunner:
 
     # Working.
 
-    async def _work(self) -> None:
-        while True:
-            _, _, record = await self._queued.get()
+    def _fill_places(self) -> None:
+        while self.running < self._workers and self._queued:
+            _, _, record = heapq.heappop(self._queued)
             if not record.taken:  # else it was stopped while it waited
                 self._take(record)
+                record.has_place = True
                 self.running += 1
-                await self._pursuit.to_its_end(record)
-                self.running -= 1
+                self._crew.hire(self._run(record))
 
     def _take(self, record: Record) -> None:
         record.taken = True
         self.waiting -= 1
+
+    async def _run(self, record: Record) -> None:
+        await self._pursuit.to_its_end(record)
+        self._leave_place(record)
+
+    def _leave_place(self, record: Record) -> None:
+        if record.has_place:
+            record.has_place = False
+            self.running -= 1
+            self._fill_places()
 
     async def _run_call(self, record: Record) -> None:
         await self._pursuit.to_its_end(record)
@@ -254,7 +266,7 @@ class TaskRunner:
             self._interrupt(record)
 
     def _interrupt(self, record: Record) -> None:
-        """Has a task that is to stop come to its end, without waiting for a worker if it has none."""
+        """Has a task that is to stop come to its end, without waiting for a place if it has none."""
         if record.worker is not None:
             record.worker.cancel()
         elif not record.taken:

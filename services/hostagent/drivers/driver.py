@@ -86,8 +86,12 @@ class Work(Protocol):
         """Registers a recovery action for the part of the work that comes next; durable when it returns."""
         ...
 
-    def before_effect(self) -> None:
-        """Notes that only observations made from now on can show the effect."""
+    def begin_effect(self) -> None:
+        """Says that the effect comes now, and takes no time but the disk's.
+
+        From here on the task is not interrupted (a stop comes too late), only observations made from now on can show
+        its effect, and its worker takes up another task while this one waits for the disk.
+        """
         ...
 
     def silence(self) -> None:

@@ -158,7 +158,7 @@ async def test_a_call_made_again_keeps_the_observation_number_of_its_first_go() 
         asking.cancel()
         agent.observations.observe("VM", "v1", "UP")  # the effect, maybe
         await agent.restart()
-        (await agent.host.begun("c1")).before_effect()
+        (await agent.host.begun("c1")).begin_effect()
         await agent.finish("c1")
         assert agent.record("c1").row.observation_number == 0
 

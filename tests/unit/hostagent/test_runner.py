@@ -186,6 +186,18 @@ async def test_no_more_tasks_run_at_once_than_there_are_workers() -> None:
         assert agent.host.most_at_once == 3
 
 
+async def test_a_task_that_only_waits_for_the_disk_leaves_its_place_to_the_next() -> None:
+    async with an_agent(workers=1) as agent:
+        await agent.start_all(a_spec("t1"), a_spec("t2"), a_spec("t3"))
+        (await agent.host.begun("t1")).begin_effect()
+        await agent.host.begun("t2")
+        assert (agent.runner.running, agent.runner.waiting) == (1, 1)
+        await agent.finish("t1")
+        assert (agent.runner.running, agent.runner.waiting) == (1, 1)
+        await agent.finish("t2")
+        await agent.finish("t3")
+
+
 async def test_progress_is_in_the_ledger_and_never_falls() -> None:
     async with an_agent() as agent:
         await agent.start("t1")
@@ -342,6 +354,16 @@ async def test_a_stop_that_comes_after_the_work_was_done_changes_nothing() -> No
         assert (await agent.runner.stop("t1", OWNER)).task.is_over
 
 
+async def test_a_stop_does_not_interrupt_an_effect() -> None:
+    async with an_agent() as agent:
+        await agent.start("t1")
+        (await agent.host.begun("t1")).begin_effect()
+        await agent.runner.stop("t1", OWNER)
+        await agent.settle()
+        assert agent.host.is_at("t1")
+        assert (await agent.finish("t1")).result is SUCCESS
+
+
 async def test_a_stop_by_an_older_owner_is_refused() -> None:
     async with an_agent() as agent:
         await agent.start("t1", epoch=2)
@@ -441,7 +463,7 @@ async def test_a_call_says_what_was_seen_last_before_its_effect() -> None:
         call = asyncio.create_task(agent.runner.call(a_spec("c1", "short")))
         work = await agent.host.begun("c1")
         agent.observations.observe("VM", "v2", "UP")
-        work.before_effect()
+        work.begin_effect()
         agent.observations.observe("VM", "v1", "DOWN")
         agent.host.finish("c1")
         assert (await call).row.observation_number == 2

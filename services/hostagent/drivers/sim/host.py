@@ -63,7 +63,7 @@ class Attempt:
             await self._spend(work_ms / 1000)
         if self.rule.outcome is not Outcome.SUCCESS:
             await self._have_trouble()
-        self._work.before_effect()
+        self._work.begin_effect()
 
     async def take_effect(self, answer: Json = None) -> Json:
         """Makes the effect durable, together with what the verb has just changed, and returns the answer."""
