@@ -202,7 +202,7 @@ class Actor:
         for leaf in effect.mutations.new_leaves.values():
             leaf.incarnation = leaf.incarnation or self._engine.hosts.incarnation_of(leaf.host_id)
         message = wire.commit_message(self.tree, effect.mutations, effect.sequence, self._engine.ids.new)
-        self._reading.forget()
+        self._reading = Reading(self._engine.read_entities)
         self._engine.journal.commit(message).add_done_callback(self._committed)
 
     def _committed(self, commit: asyncio.Future[jobstore_pb2.FlowCommitResult]) -> None:
@@ -215,7 +215,7 @@ class Actor:
             self._answer(result.existing_job)
             self._engine.done(self)
         elif result.HasField("error"):
-            self._reading.forget()
+            self._reading = Reading(self._engine.read_entities)
             self.post(ev.RecordRefused(wire.failure_from(result.error)))
         else:
             seen = {

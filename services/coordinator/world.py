@@ -53,7 +53,11 @@ class Refused(WaybillError):  # noqa: N818 - what a command says, not what went 
 
 
 class Reading:
-    """The entities that a flow's commands have read for the commit that is gathering, with their changes on top."""
+    """The entities that a flow's commands have read for the commit that is gathering, with their changes on top.
+
+    Once a commit is made or refused there is a new one, and everything is read anew. Code that is still running keeps
+    the one that it began with: what it notes on top of what it read must not be mistaken for what others read later.
+    """
 
     def __init__(self, reader: Reader) -> None:
         self._reader = reader
@@ -81,11 +85,6 @@ class Reading:
         """The name of an entity that was read; empty if it was not."""
         known = self._known.get(ref)
         return known.name if known is not None else ""
-
-    def forget(self) -> None:
-        """A commit was made or refused: everything is read anew."""
-        self._known.clear()
-        self._versions.clear()
 
 
 class World:
