@@ -30,7 +30,8 @@ from coordinator.cancellation import Cancellation
 from coordinator.compensation import Compensation
 from coordinator.nodes import WORK, LiveCommand, Node, Outcome, build
 from coordinator.outbox import Outbox
-from coordinator.plan import Change, Child, Plan, plan_from_json, plan_to_json
+from coordinator.plan import Change, Child, Plan
+from coordinator.planjson import plan_from_json, plan_to_json
 from coordinator.planrunner import PlanRunner, seen_from_above
 from coordinator.rows import (
     Command,

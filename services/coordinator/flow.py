@@ -46,11 +46,12 @@ What can go wrong, and what is done:
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any, Final
 
 from coordinator import events as ev
 from coordinator import failures
+from coordinator.blame import who_planned_on, who_wanted
 from coordinator.book import Book
 from coordinator.cancellation import Cancellation
 from coordinator.commandrunner import END_ATTEMPTS, MAX_COMMANDS, MAX_DEPTH, CommandRunner
@@ -312,8 +313,8 @@ class FlowTree:
             self._turn.effects.append(ev.Abandon(failure))
         elif failure.reason == "CONFLICT":
             self._meet_conflict(failure)
-        elif failure.reason == "LOCKED" and (wanting := self._who_wanted(failure)):
-            self._take_back_without([wanting], failure)
+        elif failure.reason == "LOCKED" and (wanting := self._blamed(who_wanted, failure)):
+            self._take_back_without(wanting, failure)
         elif self.sequence == 0:
             self._closed = True
             self._turn.effects += (ev.Refuse(failure), ev.Done())
@@ -321,48 +322,22 @@ class FlowTree:
             self._outbox.keep()
             self._pause(failure)
 
-    def _pause(self, failure: Failure) -> None:
-        self._turn.effects += (ev.Retry(failure), self._outbox.pause(self._turn.now))
-
-    def _who_wanted(self, failure: Failure) -> str:
-        """The command to refuse because of a lock: who wanted it, or the root while nothing has begun; "" if nobody."""
-        entity = _entity_in(failure)
-        for (command_id, _), notes in self._refused_mutations().notes.items():
-            if any(key.entity == entity for key in notes.locks):
-                alone = self.sequence > 0 or self._is_spared(command_id)
-                return command_id if alone else self.root.command_id
-        return ""
-
-    def _is_spared(self, command_id: str) -> bool:
-        """Tells whether a command may fail without failing the job."""
-        node = self._commands.live(command_id).node
-        while node is not None:
-            if node.plan.best_effort:
-                return True
-            node = node.above
-        return False
-
     def _meet_conflict(self, failure: Failure) -> None:
         self._conflicts += 1
         if self._conflicts <= CONFLICTS:
             self._take_back_without([], failure)
-        elif blamed := self._who_planned_on(failure):
-            self._take_back_without(blamed, failure)
+        elif planning := self._blamed(who_planned_on, failure):
+            self._take_back_without(planning, failure)
         else:
             self._pause(failure)
             self._take_back_without([], failure)
 
-    def _who_planned_on(self, failure: Failure) -> list[str]:
-        """The commands to refuse because what they planned on keeps changing: the root while nothing has begun."""
-        if self.sequence == 0:
-            return [self.root.command_id]
-        entity = _entity_in(failure)
-        notes = self._refused_mutations().notes
-        return [key[0] for key, each in notes.items() if key[1] == "plan" and entity in each.read_versions]
-
-    def _refused_mutations(self) -> Mutations:
+    def _blamed(self, who: Callable[..., list[str]], failure: Failure) -> list[str]:
         assert self._outbox.in_flight is not None
-        return self._outbox.in_flight.mutations
+        return who(failure, self._outbox.in_flight.mutations, self._commands, first=self.sequence == 0)
+
+    def _pause(self, failure: Failure) -> None:
+        self._turn.effects += (ev.Retry(failure), self._outbox.pause(self._turn.now))
 
     # --- commits: taken back -----------------------------------------------------------------------------------------
 
@@ -409,10 +384,6 @@ class FlowTree:
         for event in told:
             turn.run()
             _TAKE[type(event)](self, event)
-
-
-def _entity_in(failure: Failure) -> EntityRef:
-    return EntityRef(failure.metadata.get("entity_type", ""), failure.metadata.get("entity_id", ""))
 
 
 _TAKE: Final[dict[type[Any], Any]] = {

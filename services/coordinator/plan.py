@@ -13,9 +13,9 @@ Any node may name the step that shows it (`step`), its share of the progress (`w
 (`subjects`), that it may fail without failing what is above it (`best_effort`), or that nothing can be undone once it
 has begun (`no_return`).
 
-A plan is immutable, compares by value and survives JSON unchanged: it is stored ("sealed") in the commit that begins
-it, so what was expected can never be forgotten. A node's *path* (child indexes joined by dots, "" for the root) is its
-name; ids of what it begins are derived from (command, attempt, path), so a repeat meets itself.
+A plan is immutable, compares by value and survives JSON unchanged (`planjson.py`): it is stored ("sealed") in the
+commit that begins it, so what was expected can never be forgotten. A node's *path* (child indexes joined by dots, ""
+for the root) is its name; ids of what it begins are derived from (command, attempt, path), so a repeat meets itself.
 
 Nodes hold plain JSON values (dicts, lists, texts, numbers, true, false, null): what else is put into them does not
 come back from the store as it was.
@@ -23,13 +23,11 @@ come back from the store as it was.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field, fields
-from enum import StrEnum
-from typing import Any, Final, Protocol
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from typing import Any, Protocol
 
 __all__ = [
-    "MAX_NESTING",
     "Call",
     "Change",
     "Child",
@@ -41,7 +39,6 @@ __all__ = [
     "Nothing",
     "Observation",
     "Plan",
-    "PlanKind",
     "Serially",
     "Task",
     "WaitFor",
@@ -50,8 +47,6 @@ __all__ = [
     "child",
     "concurrently",
     "nothing",
-    "plan_from_json",
-    "plan_to_json",
     "serially",
     "state",
     "task",
@@ -59,22 +54,6 @@ __all__ = [
 ]
 
 Json = Any
-
-MAX_NESTING: Final = 64
-"""Nodes within nodes. A chain may be as long as it likes; what nests deeper than this is no plan but a mistake."""
-
-
-class PlanKind(StrEnum):
-    """The word by which a node is stored."""
-
-    NOTHING = "nothing"
-    TASK = "task"
-    CALL = "call"
-    CHILD = "child"
-    WAIT = "wait"
-    CHANGE = "change"
-    CONCURRENTLY = "concurrently"
-    SERIALLY = "serially"
 
 
 @dataclass(frozen=True, slots=True, order=True)
@@ -308,94 +287,3 @@ def concurrently(plans: Iterable[Plan], **options: Any) -> Concurrently:
 def serially(plans: Iterable[Plan], **options: Any) -> Serially:
     """Plans one after the other."""
     return Serially(plans=tuple(plans), **options)
-
-
-# --- JSON ------------------------------------------------------------------------------------------------------------
-
-_KINDS: dict[type[Any], PlanKind] = {
-    Nothing: PlanKind.NOTHING,
-    Task: PlanKind.TASK,
-    Call: PlanKind.CALL,
-    Child: PlanKind.CHILD,
-    WaitFor: PlanKind.WAIT,
-    Change: PlanKind.CHANGE,
-    Concurrently: PlanKind.CONCURRENTLY,
-    Serially: PlanKind.SERIALLY,
-}
-_CLASSES: dict[str, type[Any]] = {kind.value: cls for cls, kind in _KINDS.items()}
-_FIELDS = {
-    cls: tuple((f.name, {} if f.default_factory is dict else f.default) for f in fields(cls) if f.name != "plans")
-    for cls in _KINDS
-}
-
-
-def plan_to_json(plan: Plan) -> dict[str, Json]:
-    """Writes a plan as JSON; fields at their default are left out.
-
-    Raises:
-        ValueError: it nests deeper than `MAX_NESTING`.
-    """
-    return _to_json(plan, MAX_NESTING)
-
-
-def _to_json(plan: Plan, levels: int) -> dict[str, Json]:
-    cls = type(plan)
-    result: dict[str, Json] = {"kind": _KINDS[cls].value}
-    for name, default in _FIELDS[cls]:
-        value = getattr(plan, name)
-        if value is not default and value != default:
-            result[name] = _WRITERS[name](value) if name in _WRITERS else value
-    if isinstance(plan, Concurrently | Serially) and plan.plans:
-        if not levels:
-            raise ValueError(f"a plan is nested deeper than {MAX_NESTING}")
-        result["plans"] = [_to_json(below, levels - 1) for below in plan.plans]
-    return result
-
-
-def _ref_to_json(ref: EntityRef) -> Json:
-    return [ref.entity_type, ref.entity_id]
-
-
-def _condition_to_json(condition: Condition) -> Json:
-    return {name: list(values) for name, values in condition.fields}
-
-
-_WRITERS: dict[str, Any] = {
-    "entity": _ref_to_json,
-    "subjects": lambda refs: [_ref_to_json(ref) for ref in refs],
-    "until": _condition_to_json,
-    "fails_if": _condition_to_json,
-    "former": lambda former: former and {"name": former.name, "status": former.status, "declared": former.declared},
-}
-
-
-def plan_from_json(data: Mapping[str, Json]) -> Plan:
-    """Reads a plan back.
-
-    Raises:
-        ValueError: no plan node of that kind, or with such a field.
-    """
-    cls = _CLASSES.get(data.get("kind", ""))
-    if cls is None:
-        raise ValueError(f"no plan node of kind {data.get('kind')!r}")
-    options = {name: _READERS[name](value) if name in _READERS else value for name, value in data.items()}
-    del options["kind"]
-    try:
-        result: Plan = cls(**options)
-    except TypeError as error:
-        raise ValueError(f"no plan node {data['kind']} with fields {sorted(options)}") from error
-    return result
-
-
-def _condition_from_json(value: Mapping[str, Sequence[str]]) -> Condition:
-    return Condition(tuple((name, tuple(values)) for name, values in value.items()))
-
-
-_READERS: dict[str, Any] = {
-    "entity": lambda value: EntityRef(*value),
-    "subjects": lambda value: tuple(EntityRef(*item) for item in value),
-    "until": _condition_from_json,
-    "fails_if": _condition_from_json,
-    "former": lambda value: value and Former(**value),
-    "plans": lambda value: tuple(plan_from_json(item) for item in value),
-}

@@ -25,8 +25,8 @@ from coordinator.plan import (
     Serially,
     Task,
     WaitFor,
-    plan_to_json,
 )
+from coordinator.planjson import plan_to_json
 from coordinator.rows import EntityChange, EventNote, LockKey, Notes
 
 _LONGEST_DEADLINE: Final = 100 * 365 * 86_400.0  # a time that has a place in the calendar

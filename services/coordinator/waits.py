@@ -22,7 +22,8 @@ from typing import Any
 
 from coordinator.failures import FAILED_PRECONDITION
 from coordinator.nodes import Node
-from coordinator.plan import Call, EntityRef, Observation, Serially, WaitFor, plan_to_json
+from coordinator.plan import Call, EntityRef, Observation, Serially, WaitFor
+from coordinator.planjson import plan_to_json
 from coordinator.rows import Failure, Leaf
 
 

@@ -189,6 +189,12 @@ def test_a_job_that_ended_in_its_first_commit_can_be_planned_again() -> None:
     assert (flow.ended(), flow.store.entity(DISK).version) == (Status.FINISHED, 3)
 
 
+def test_a_job_that_ends_in_its_first_commit_and_meets_conflicts_for_ever_fails() -> None:
+    flow = a_flow(Script(nothing(), ends={DISK: "OK"}), entities=[DISK])
+    flow.store.refusals = [conflict(DISK) for _ in range(CONFLICTS + 1)]
+    assert flow.submit().ended() is Status.FAILED
+
+
 def test_a_serial_child_is_planned_again_without_what_went_before() -> None:
     plan = Script(serially([WORK, a_child("Two", step="TWO")]))
     flow = a_flow(plan, {"Two": Script(task("h1", "two"), reads=[VM])}, entities=[VM]).submit()

@@ -6,11 +6,10 @@ import json
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from coordinator.plan import (
-    MAX_NESTING,
     Change,
     Child,
     Condition,
@@ -23,13 +22,12 @@ from coordinator.plan import (
     child,
     concurrently,
     nothing,
-    plan_from_json,
-    plan_to_json,
     serially,
     state,
     task,
     wait_for,
 )
+from coordinator.planjson import MAX_NESTING, plan_from_json, plan_to_json
 from coordinator.world import Entity
 
 VM = EntityRef("VM", "vm-1")
@@ -103,6 +101,7 @@ plans = st.recursive(
 )
 
 
+@settings(deadline=None, max_examples=60)
 @given(plans)
 def test_a_plan_survives_json_unchanged(plan: Plan) -> None:
     assert through_json(plan) == plan
