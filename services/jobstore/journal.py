@@ -50,8 +50,6 @@ from waybill.v1 import jobstore_pb2
 
 LARGEST_BATCH: Final = 512
 """Commits in a transaction: beyond that, longer waits buy nothing."""
-TRANSACTION_SECONDS: Final = 6.0
-"""After which Postgres is not believed to answer any more."""
 PATIENCE: Final = 8.0
 """How long callers are kept waiting while Postgres is away; less than they wait for an answer."""
 LONGEST_PAUSE: Final = 0.5
@@ -245,7 +243,6 @@ class Journal:
         writer = self._writer
         if not writer.connected:
             await writer.connect()
-        deadline = writer.cut_after(TRANSACTION_SECONDS)
         try:
             with understood():
                 turn = Turn(writer, *await writer.take_turn())
@@ -263,8 +260,6 @@ class Journal:
             log.exception("a transaction failed")
             await writer.abandon()
             raise Misfit(f"{type(error).__name__}: {error}", defect=True) from error
-        finally:
-            deadline.cancel()
         tell()
 
 

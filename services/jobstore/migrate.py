@@ -73,10 +73,12 @@ async def migrate(
 
 
 async def migrate_database(url: str) -> None:
-    """Brings the database at a URL up to date."""
+    """Brings the database at a URL up to date; raises DatabaseError if it does not let us, or is not ours."""
     connection = await asyncpg.connect(url, timeout=10)
     try:
         await migrate(connection)
+    except asyncpg.PostgresError as error:
+        raise DatabaseError(f"the database cannot be migrated: {error}") from error
     finally:
         await connection.close()
 

@@ -30,6 +30,9 @@ import asyncpg
 from jobstore import statements
 from jobstore.shapes import Row, carried, columns_of
 
+ANSWER_SECONDS: Final = 6.0
+"""After which Postgres is not believed to answer a statement any more; longer than it waits for the mutex."""
+
 SESSION: Final[Mapping[str, str]] = {
     "application_name": "waybill journal",
     "plan_cache_mode": "force_generic_plan",
@@ -133,20 +136,17 @@ class Writer:
 
     async def take_turn(self) -> tuple[int, datetime]:
         """Begins a transaction and waits for the writers' mutex; returns the transaction's revision and time."""
-        assert self._connection is not None
-        await self._connection.execute("BEGIN")
-        (row,) = await self.fetch(statements.TAKE_TURN)
+        await self._execute("BEGIN")
+        [row] = await self.fetch(statements.TAKE_TURN)
         return row[0], row[1]
 
     async def commit(self) -> None:
         """Makes it durable."""
-        assert self._connection is not None
-        await self._connection.execute("COMMIT")
+        await self._execute("COMMIT")
 
     async def roll_back(self) -> None:
         """Leaves nothing of it, not even a revision."""
-        assert self._connection is not None
-        await self._connection.execute("ROLLBACK")
+        await self._execute("ROLLBACK")
 
     async def abandon(self) -> None:
         """Leaves nothing of it, in whatever state it is; at worst without a connection."""
@@ -160,14 +160,16 @@ class Writer:
 
     async def fetch(self, sql: str, *arguments: object) -> list[asyncpg.Record]:
         """Runs a statement and returns its rows."""
-        return await (await self._prepared(sql)).fetch(*arguments)
+        with self._impatience():
+            return await (await self._prepared(sql)).fetch(*arguments)
 
     async def change(self, sql: str, *arguments: object) -> int:
         """Runs a statement and returns how many rows it has written."""
-        statement = await self._prepared(sql)
-        await statement.fetch(*arguments)
-        _, _, count = (statement.get_statusmsg() or "").rpartition(" ")  # "UPDATE 12"
-        return int(count)
+        with self._impatience():
+            statement = await self._prepared(sql)
+            await statement.fetch(*arguments)
+            _, _, count = (statement.get_statusmsg() or "").rpartition(" ")  # "UPDATE 12"
+            return int(count)
 
     async def insert(self, sql: str, *scalars: object, rows: Sequence[Row], last: Sequence[str] | None = None) -> int:
         """Runs a statement over rows, completed by the column `last`; returns how many it has written."""
@@ -182,18 +184,32 @@ class Writer:
         if written != len(rows):
             raise Misfit(f"{len(rows) - written} of {len(rows)} changes are of rows that are unknown or have ended")
 
+    # -- the connection
+
+    async def _execute(self, command: str) -> None:
+        with self._impatience():
+            await self._open.execute(command)
+
     async def _prepared(self, sql: str) -> asyncpg.prepared_stmt.PreparedStatement[asyncpg.Record]:
         statement = self._statements.get(sql)
         if statement is None:
-            assert self._connection is not None
-            statement = self._statements[sql] = await self._connection.prepare(sql)
+            statement = self._statements[sql] = await self._open.prepare(sql)
         return statement
 
-    def cut_after(self, seconds: float) -> asyncio.TimerHandle:
-        """Cuts the connection unless cancelled in time.
+    @property
+    def _open(self) -> asyncpg.Connection[asyncpg.Record]:
+        assert self._connection is not None
+        return self._connection
+
+    @contextmanager
+    def _impatience(self) -> Iterator[None]:
+        """Cuts the connection if Postgres takes too long to answer.
 
         Not a cancelled query: one that reaches Postgres in COMMIT makes a transaction visible that is on one machine
         only. A cut connection leaves the commit to its fate, and us to ask.
         """
-        assert self._connection is not None
-        return asyncio.get_running_loop().call_later(seconds, self._connection.terminate)
+        cut = asyncio.get_running_loop().call_later(ANSWER_SECONDS, self._open.terminate)
+        try:
+            yield
+        finally:
+            cut.cancel()

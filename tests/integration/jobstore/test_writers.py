@@ -215,6 +215,49 @@ async def test_what_waits_when_the_journal_closes_is_still_written(
         await journal.commit(request(a_flow().first()))
 
 
+async def test_a_postgres_that_does_not_answer_is_not_waited_for(
+    database_url: str, connection: Connection, lease: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("jobstore.writer.ANSWER_SECONDS", 0.5)
+    async with Journal(database_url, SystemClock()) as journal:
+        flow = a_flow()
+        await journal.commit(request(flow.first()))
+        backend = await connection.fetchval(
+            """
+            SELECT pid FROM pg_stat_activity
+            WHERE application_name = 'waybill journal' AND datname = current_database()
+            """
+        )
+        os.kill(backend, signal.SIGSTOP)
+        try:
+            [result] = await journal.commit(request(flow.last()))
+        finally:
+            os.kill(backend, signal.SIGCONT)
+    assert result.revision == 2
+
+
+async def test_with_a_full_disk_flows_are_ended_but_not_begun(
+    database_url: str, connection: Connection, lease: None
+) -> None:
+    async with Journal(database_url, SystemClock()) as journal:
+        running, other = a_flow(), a_flow()
+        await journal.commit(request(running.first()))
+        await connection.execute(
+            """
+            CREATE FUNCTION fill() RETURNS trigger LANGUAGE plpgsql AS $$
+                BEGIN RAISE EXCEPTION 'No space left on device' USING ERRCODE = 'disk_full'; END $$;
+            CREATE TRIGGER full_disk BEFORE INSERT ON job EXECUTE FUNCTION fill();
+            """
+        )
+        results = await journal.commit(request(other.first(), running.last()))
+        later = await journal.commit(request(a_flow().first()))
+    refused = WaybillError.from_status(results[0].error)
+    assert (refused.code, refused.retry_after) == (grpc.StatusCode.RESOURCE_EXHAUSTED, 5.0)
+    assert not results[1].HasField("error")
+    assert later[0].HasField("error")  # without trying
+    assert await connection.fetchval("SELECT status FROM job") == "FINISHED"
+
+
 # --- jobstores die ---------------------------------------------------------------------------------------------------
 
 
