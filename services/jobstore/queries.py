@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from datetime import datetime
+from itertools import groupby
 
 from chassis.errors import WaybillError, not_found
 from jobstore.changes import read_batch, revision_before, steps_in_order
@@ -30,9 +31,9 @@ from jobstore.messages import (
     lock_message,
     step_message,
 )
-from jobstore.paging import Page, Paging, microseconds, time_of
+from jobstore.paging import LARGEST_ANSWER, Page, Paging, microseconds, time_of
 from jobstore.snapshots import Connection, Pool, borrowed, snapshot
-from jobstore.window import JobChanged, JobRemoved, Position, Scope
+from jobstore.window import Batch, JobChange, JobChanged, JobRemoved, Position, Scope
 from waybill.v1 import jobs_pb2, jobstore_pb2
 
 __all__ = ["Queries", "entity_message", "job_message"]
@@ -97,10 +98,11 @@ class Queries:
             check_resume(head, since, store_epoch, field=field)
             visible = job_filter("")
             batch = await read_batch(connection, Position(since), Scope.JOBS, limit=limit, filter=visible)
+        changes, until = _that_fit(batch)
         return jobstore_pb2.GetModifiedJobsResponse(
-            jobs=[change.job for change in batch.jobs if isinstance(change, JobChanged)],
-            removed_job_ids=[change.job_id for change in batch.jobs if isinstance(change, JobRemoved)],
-            revision=batch.until.revision,
+            jobs=[change.job for change in changes if isinstance(change, JobChanged)],
+            removed_job_ids=[change.job_id for change in changes if isinstance(change, JobRemoved)],
+            revision=until,
             store_epoch=head.store_epoch,
         )
 
@@ -275,3 +277,16 @@ def _slice(ids: list[str], paging: Paging) -> list[str]:
     [last] = paging.after
     start = ids.index(last) + 1 if last in ids else len(ids)
     return ids[start : start + paging.size + 1]
+
+
+def _that_fit(batch: Batch) -> tuple[list[JobChange], int]:
+    """The changes that fit into one answer, but those of one revision at least, and the revision that they go up to."""
+    fitting: list[JobChange] = []
+    size = 0
+    for _, changes in groupby(batch.jobs, key=lambda change: change.revision):
+        together = list(changes)
+        size += sum(change.job.ByteSize() for change in together if isinstance(change, JobChanged))
+        if size > LARGEST_ANSWER and fitting:
+            return fitting, fitting[-1].revision
+        fitting += together
+    return fitting, batch.until.revision

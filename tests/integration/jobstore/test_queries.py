@@ -11,7 +11,7 @@ from tests.integration.jobstore.scribe import Scribe
 
 from chassis.errors import WaybillError, not_found
 from jobstore.filter import entity_filter, job_filter
-from jobstore.paging import Page, Paging
+from jobstore.paging import LARGEST_ANSWER, Page, Paging
 from jobstore.queries import Queries
 from waybill.v1 import jobs_pb2
 from waybill.v1.jobstore_pb2 import (
@@ -214,6 +214,20 @@ async def test_modified_jobs_are_asked_for_until_there_are_no_more(scribe: Scrib
     assert since == scribe.at
     assert len(seen) == len(set(seen)) == 11
     assert (await queries.modified_jobs(scribe.at - 1, "", 50)).removed_job_ids == [last]
+
+
+async def test_modified_jobs_that_are_large_come_in_answers_that_are_not(scribe: Scribe, queries: Queries) -> None:
+    for _ in range(5):
+        async with scribe.revision():
+            for _ in range(2):
+                await scribe.add_job(parameters=json.dumps({"note": "x" * 500_000}))
+    seen, since = 0, 0
+    while since < scribe.at:
+        answer = await queries.modified_jobs(since, "", 1000)
+        assert answer.ByteSize() < LARGEST_ANSWER
+        assert len(answer.jobs) % 2 == 0  # what shares a revision stays together
+        seen, since = seen + len(answer.jobs), answer.revision
+    assert seen == 10
 
 
 async def test_modified_since_a_time_is_what_changed_then_or_later(scribe: Scribe, queries: Queries) -> None:
