@@ -212,7 +212,9 @@ class Journal:
             except Misfit as error:
                 return _blame(part, error)
             except (Lost, DiskFull) as error:
-                if self._closing or not part.repeatable or not await patience.pause():
+                if not part.repeatable:
+                    return part.answer(unavailable(f"nobody knows whether it was done: {error}"))
+                if self._closing or not await patience.pause():
                     return self._give_up([part], error)
 
     def _give_up(self, parts: Sequence[Part[Any]], error: Exception) -> None:

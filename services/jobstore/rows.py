@@ -12,7 +12,8 @@ from __future__ import annotations
 
 import functools
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Final
 
@@ -300,12 +301,18 @@ class Rows:
     events: list[Row] = field(default_factory=list)
 
 
-def rows_of(commit: jobstore_pb2.FlowCommit, coordinator_id: str) -> Rows:
-    """Returns the rows of a commit; raises INVALID_ARGUMENT for an enum's value that we do not know."""
+@contextmanager
+def _known_enums() -> Iterator[None]:
     try:
-        return _rows_of(commit, coordinator_id)
+        yield
     except KeyError:
         raise invalid_argument("REQUEST_INVALID", "an enum has a value that this release does not know") from None
+
+
+def rows_of(commit: jobstore_pb2.FlowCommit, coordinator_id: str) -> Rows:
+    """Returns the rows of a commit; raises INVALID_ARGUMENT for an enum's value that we do not know."""
+    with _known_enums():
+        return _rows_of(commit, coordinator_id)
 
 
 def _rows_of(commit: jobstore_pb2.FlowCommit, coordinator_id: str) -> Rows:
@@ -342,16 +349,30 @@ def lock_rows(commit: jobstore_pb2.FlowCommit, wanted: Iterable[jobstore_pb2.Loc
 
 
 def event_rows(events: Iterable[jobstore_pb2.EventRow]) -> list[Row]:
-    """Returns the rows of events that belong to no flow."""
-    return [_event(event, "") for event in events]
+    """Returns the rows of events that belong to no flow; raises as `rows_of` does."""
+    with _known_enums():
+        return [_event(event, "") for event in events]
 
 
-def newest_observations(observed: Iterable[jobstore_pb2.ObservedRow]) -> list[Row]:
+def observation_rows(observed: Iterable[jobstore_pb2.ObservedRow]) -> list[Row]:
+    """Returns the rows of what hosts reported; raises as `rows_of` does."""
+    with _known_enums():
+        return [_observation(row) for row in observed]
+
+
+def newest(observations: Iterable[Row]) -> list[Row]:
     """Returns one row an entity: what was seen last. Within an incarnation the number decides, not the order."""
-    newest: dict[Key, jobstore_pb2.ObservedRow] = {}
-    for row in observed:
-        key, seen = key_of(row.entity), row.observed
-        former = newest[key].observed if key in newest else None
-        if former is None or former.incarnation != seen.incarnation or former.number <= seen.number:
-            newest[key] = row
-    return [_observation(row) for row in newest.values()]
+    rows: dict[Row, Row] = {}
+    for row in observations:
+        former = rows.get(row[:2])
+        if former is None or _incarnation(former) != _incarnation(row) or _number(former) < _number(row):
+            rows[row[:2]] = row
+    return list(rows.values())
+
+
+def _incarnation(observation: Row) -> str:
+    return observation[-2]
+
+
+def _number(observation: Row) -> int:
+    return int(observation[-1])

@@ -78,7 +78,7 @@ class Notes(Part[None]):
         """Raises INVALID_ARGUMENT if it cannot be made rows of."""
         super().__init__()
         self.coordinator_id = request.coordinator_id
-        self.observations = list(request.observations)
+        self.observations = rows.observation_rows(request.observations)
         self.cleared_task_ids = list(request.cleared_task_ids)
         self.events = rows.event_rows(request.events)
         self.correlation_ids = [event.correlation_id for event in request.events]
@@ -265,7 +265,7 @@ async def declare(turn: Turn, declarations: Declarations) -> None:
 
 async def _write_notes(turn: Turn, notes: Sequence[Notes]) -> None:
     """Writes what hosts reported and forgot, and events of no flow. What is known already changes nothing."""
-    observations = rows.newest_observations(seen for note in notes for seen in note.observations)
+    observations = rows.newest(seen for note in notes for seen in note.observations)
     cleared = [task_id for note in notes for task_id in note.cleared_task_ids]
     events = [event for note in notes for event in note.events]
     correlations = [correlation_id for note in notes for correlation_id in note.correlation_ids]

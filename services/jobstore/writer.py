@@ -57,6 +57,7 @@ _AGAIN: Final = (
     asyncpg.LockNotAvailableError,
     asyncpg.IdleInTransactionSessionTimeoutError,
     asyncpg.TooManyConnectionsError,
+    asyncpg.InvalidCachedStatementError,  # migrated under us: prepared anew on the next connection
 )
 
 
@@ -87,8 +88,10 @@ def understood() -> Iterator[None]:
     except asyncpg.DiskFullError as error:
         raise DiskFull(str(error)) from error
     except (asyncpg.DataError, asyncpg.IntegrityConstraintViolationError) as error:
-        raise Misfit(str(error)) from error  # DataError is also the encoder's, of a number out of range
+        raise Misfit(str(error)) from error
     except _AGAIN as error:
+        if isinstance(error, ValueError):  # the encoder's word for a value that does not fit its type
+            raise Misfit(str(error)) from error
         raise Lost(f"{type(error).__name__}: {error}") from error
     except asyncpg.PostgresError as error:
         raise Misfit(f"{type(error).__name__}: {error}", defect=True) from error

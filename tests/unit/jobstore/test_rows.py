@@ -7,7 +7,7 @@ import json
 import pytest
 
 from chassis.errors import WaybillError
-from jobstore.rows import newest_observations, rows_of
+from jobstore.rows import event_rows, newest, observation_rows, rows_of
 from jobstore.shapes import Row
 from waybill.v1 import jobs_pb2, jobstore_pb2
 
@@ -20,6 +20,10 @@ def seen(number: int, state: str, incarnation: str = "i1") -> jobstore_pb2.Obser
     ref = jobstore_pb2.EntityRef(entity_type=jobs_pb2.ENTITY_TYPE_VM, entity_id="vm-1")
     observed = jobs_pb2.Observed(state=state, number=number, incarnation=incarnation)
     return jobstore_pb2.ObservedRow(entity=ref, observed=observed)
+
+
+def newest_of(observed: list[jobstore_pb2.ObservedRow]) -> list[Row]:
+    return newest(observation_rows(observed))
 
 
 def states(observations: list[Row]) -> list[str]:
@@ -78,6 +82,13 @@ def test_an_unknown_status_is_refused(status: int) -> None:
         rows_of(a_commit(steps=[change]), "c")
 
 
+def test_an_unknown_severity_is_refused() -> None:
+    event = jobstore_pb2.EventRow(event_id="e")
+    event.severity = 99  # type: ignore[assignment]
+    with pytest.raises(WaybillError, match="does not know"):
+        event_rows([event])
+
+
 def test_snapshots_of_a_flow_that_ends_are_not_written() -> None:
     snapshot = jobstore_pb2.SnapshotRow(command_id="flow", number=1)
     assert rows_of(a_commit(snapshots=[snapshot]), "c").snapshots
@@ -85,8 +96,8 @@ def test_snapshots_of_a_flow_that_ends_are_not_written() -> None:
 
 
 def test_of_several_observations_the_highest_number_counts() -> None:
-    assert states(newest_observations([seen(5, "UP"), seen(6, "DOWN"), seen(4, "POWERING_UP")])) == ["DOWN"]
+    assert states(newest_of([seen(9, "UP"), seen(10, "DOWN"), seen(8, "POWERING_UP")])) == ["DOWN"]
 
 
 def test_of_several_incarnations_the_last_to_come_counts() -> None:
-    assert states(newest_observations([seen(5, "UP"), seen(1, "DOWN", "i2")])) == ["DOWN"]
+    assert states(newest_of([seen(5, "UP"), seen(1, "DOWN", "i2")])) == ["DOWN"]
