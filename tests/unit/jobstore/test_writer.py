@@ -12,22 +12,22 @@ from jobstore.writer import DiskFull, Lost, Misfit, understood
 @pytest.mark.parametrize(
     ("error", "meaning"),
     [
-        (ConnectionResetError(), Lost),
-        (asyncpg.ConnectionDoesNotExistError(), Lost),
+        (ConnectionResetError("said"), Lost),
+        (asyncpg.ConnectionDoesNotExistError("said"), Lost),
         (asyncpg.InterfaceError("connection is closed"), Lost),
         (asyncpg.InternalClientError("cannot switch to state 12"), Lost),
-        (asyncpg.AdminShutdownError(), Lost),
-        (asyncpg.CannotConnectNowError(), Lost),
-        (asyncpg.DeadlockDetectedError(), Lost),
-        (asyncpg.LockNotAvailableError(), Lost),
-        (asyncpg.IdleInTransactionSessionTimeoutError(), Lost),
-        (asyncpg.InvalidCachedStatementError(), Lost),
-        (asyncpg.DiskFullError(), DiskFull),
-        (asyncpg.CheckViolationError(), Misfit),
-        (asyncpg.UniqueViolationError(), Misfit),
-        (asyncpg.CharacterNotInRepertoireError(), Misfit),
+        (asyncpg.AdminShutdownError("said"), Lost),
+        (asyncpg.CannotConnectNowError("said"), Lost),
+        (asyncpg.DeadlockDetectedError("said"), Lost),
+        (asyncpg.LockNotAvailableError("said"), Lost),
+        (asyncpg.IdleInTransactionSessionTimeoutError("said"), Lost),
+        (asyncpg.InvalidCachedStatementError("said"), Lost),
+        (asyncpg.DiskFullError("said"), DiskFull),
+        (asyncpg.CheckViolationError("said"), Misfit),
+        (asyncpg.UniqueViolationError("said"), Misfit),
+        (asyncpg.CharacterNotInRepertoireError("said"), Misfit),
         (_base.DataError("value out of int32 range"), Misfit),
-        (asyncpg.UndefinedColumnError(), Misfit),
+        (asyncpg.UndefinedColumnError("said"), Misfit),
     ],
     ids=lambda value: getattr(value, "__name__", type(value).__name__),
 )
@@ -37,7 +37,7 @@ def test_an_exception_is_understood(error: Exception, meaning: type[Exception]) 
 
 
 @pytest.mark.parametrize(
-    ("error", "defect"), [(asyncpg.UndefinedColumnError(), True), (asyncpg.CheckViolationError(), False)]
+    ("error", "defect"), [(asyncpg.UndefinedColumnError("ours"), True), (asyncpg.CheckViolationError("theirs"), False)]
 )
 def test_what_is_our_own_fault_is_told_from_what_is_the_callers(error: Exception, defect: bool) -> None:
     with pytest.raises(Misfit) as misfit, understood():
