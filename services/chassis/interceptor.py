@@ -17,6 +17,7 @@ Observers are the seam for tracing and metrics: they see each call begin and end
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import aclosing
 from typing import Any, Final, NamedTuple
@@ -126,6 +127,7 @@ class _Method:
             if ended is not None:
                 ended(error)
             await self._refuse(error, rpc, _echo(caller))
+            _leave_quietly(error)
             raise
         if ended is not None:
             ended(None)
@@ -143,6 +145,7 @@ class _Method:
             if ended is not None:
                 ended(error)
             await self._refuse(error, rpc, ())
+            _leave_quietly(error)
             raise
         if ended is not None:
             ended(None)
@@ -235,6 +238,12 @@ class _Method:
         log.error("call failed", method=self._name, exc_info=error)
         correlation_id = context.current().correlation_id
         return errors.internal(f"{self._name} failed; the log has the cause under {correlation_id}")
+
+
+def _leave_quietly(error: BaseException) -> None:
+    """Ends a call whose caller left in the middle of a write as a cancelled one; gRPC would log a defect of ours."""
+    if isinstance(error, grpc.aio.BaseError) and not isinstance(error, grpc.aio.AbortError):
+        raise asyncio.CancelledError from None
 
 
 def _echo(caller: CallContext) -> _Echo:

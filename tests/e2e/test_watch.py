@@ -14,12 +14,14 @@ from contextlib import AsyncExitStack
 from typing import Any, Self
 
 import asyncpg
+import grpc
 import pytest
 import pytest_asyncio
 from tests.e2e.datacentre import ABORTED, ENDS_WITHIN, FINISHED, DataCentre, assert_all_finished, data_centre
 
+from waybill.v1 import jobstore_pb2_grpc
 from waybill.v1.jobs_pb2 import Entity, EntityType, Job, JobView
-from waybill.v1.jobstore_pb2 import Bookmark
+from waybill.v1.jobstore_pb2 import Bookmark, WatchJobsRequest
 from waybill_cli.process import Process
 from waybill_client import (
     Complete,
@@ -216,6 +218,15 @@ async def test_one_request_id_makes_one_job_also_at_two_coordinators(busy: DataC
     assert await busy.effects("two-at-once") == {"simWork": 1}
 
 
+async def test_readers_that_leave_amid_a_write_are_no_defects_in_the_log(busy: DataCentre) -> None:
+    large = {"host_id": "host-1", "object_id": "large", "note": "x" * (250 << 10)}
+    assert_all_finished(await asyncio.gather(*(busy.run("BenchWork", large) for _ in range(24))))
+    await asyncio.gather(*(_glance(busy.stack.jobstores[1]) for _ in range(20)))
+    async with Watcher(busy.stack.jobstores[1]):  # what those before left behind has been seen to
+        log = busy.stack.jobstores[1].log.read_text()
+    assert "ExecuteBatchError" not in log
+
+
 # --- work ------------------------------------------------------------------------------------------------------------
 
 
@@ -256,6 +267,13 @@ async def _declare_entities(jobstore: Process) -> None:
         for number in range(50):
             vm = Entity(entity_type=EntityType.ENTITY_TYPE_VM, entity_id=f"{jobstore.name}-{number % 5}")
             await client.put_entities([vm])
+
+
+async def _glance(jobstore: Process) -> None:
+    """Opens a watch of everything, reads a bit and hangs up."""
+    async with grpc.aio.insecure_channel(jobstore.address, [("grpc.use_local_subchannel_pool", 1)]) as channel:
+        watch = jobstore_pb2_grpc.JobStoreStub(channel).WatchJobs(WatchJobsRequest(view=JobView.JOB_VIEW_TREE))
+        await watch.read()
 
 
 # --- what is true ----------------------------------------------------------------------------------------------------
