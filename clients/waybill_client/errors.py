@@ -74,9 +74,7 @@ class WaybillError(Exception):
         status = _first(metadata, STATUS_DETAILS)
         correlation_id = _first(metadata, CORRELATION_ID)
         return WaybillError.from_status(
-            status_pb2.Status.FromString(status)
-            if isinstance(status, bytes)
-            else status_pb2.Status(code=_number(error.code()), message=_transport_message(error, peer)),
+            status_pb2.Status.FromString(status) if isinstance(status, bytes) else _transport_status(error, peer),
             correlation_id=correlation_id if isinstance(correlation_id, str) else "",
         )
 
@@ -164,8 +162,17 @@ def _first(metadata: Iterable[tuple[str, str | bytes]], key: str) -> str | bytes
     return next((value for name, value in metadata if name == key), None)
 
 
+def _transport_status(error: grpc.aio.AioRpcError, peer: str) -> status_pb2.Status:
+    """What the transport says. A call that was cancelled, and not by us, was broken off by a server that goes down."""
+    broken_off = error.code() is grpc.StatusCode.CANCELLED
+    code = grpc.StatusCode.UNAVAILABLE if broken_off else error.code()
+    return status_pb2.Status(code=_number(code), message=_transport_message(error, peer))
+
+
 def _transport_message(error: grpc.aio.AioRpcError, peer: str) -> str:
     match error.code():
+        case grpc.StatusCode.CANCELLED:
+            return f"the {peer} broke the call off"
         case grpc.StatusCode.UNAVAILABLE:
             # "connections to all backends failing; last error: … remote host: Connection refused": the end says it.
             return f"cannot reach the {peer}: {(error.details() or '').rpartition(': ')[2]}"

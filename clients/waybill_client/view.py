@@ -59,7 +59,7 @@ class JobsView(Mapping[str, Job]):
         return f"{self._jobs.digest:016x}"
 
     def agrees_with(self, bookmark: Bookmark) -> bool:
-        """True if this copy is what the store had at the bookmark, which has a digest and was the last thing applied."""
+        """True if this copy is what the store had at the bookmark, which has a digest and was applied last."""
         return (self.revision, len(self), self.digest()) == (
             bookmark.revision,
             bookmark.matching_jobs,

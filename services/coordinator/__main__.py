@@ -66,14 +66,13 @@ async def main(settings: Settings) -> None:
             rng,
             lease_seconds=settings.lease_seconds,
             address=settings.listen,
-            on_lost=lambda why: end_process(f"lease lost: {why}"),
+            on_lost=lambda why: give_up(engine, why),
             on_leases=recovery.leases_seen,
         )
         background.start(coordinate(journal, engine, lease, monitor, recovery, ready), "coordinate")
         service = CoordinatorService(engine, registry, store, ids)
         mount = Mount("waybill.v1.Coordinator", service, coordinator_pb2_grpc.add_CoordinatorServicer_to_server)
-        await serve(settings.listen, [mount], ready=until(ready))
-        engine.stop(going_down())
+        await serve(settings.listen, [mount], ready=until(ready), before_stop=lambda: let_go(engine, journal))
         await journal.drain(DRAIN_SECONDS)
 
 
@@ -87,6 +86,18 @@ async def coordinate(
         engine.open()
         ready.set()
         await asyncio.Event().wait()
+
+
+async def let_go(engine: Engine, journal: Journal) -> None:
+    """Answers all who wait, before their calls are broken off: with what is being written, or that they ask again."""
+    await journal.drain(DRAIN_SECONDS)
+    engine.stop(going_down())
+
+
+def give_up(engine: Engine, why: str) -> None:
+    """The lease is lost: nothing that waits here will come about here."""
+    engine.stop(going_down())
+    end_process(f"lease lost: {why}")
 
 
 def until(event: asyncio.Event) -> Callable[[], Awaitable[None]]:

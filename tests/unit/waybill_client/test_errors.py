@@ -56,6 +56,12 @@ def test_a_failure_of_the_transport_has_the_name_of_its_code() -> None:
     assert error.message == "cannot reach the jobstore at 127.0.0.1:1: connection refused"
 
 
+def test_a_call_that_a_server_broke_off_may_be_made_again() -> None:
+    error = WaybillError.from_rpc_error(an_rpc_error(grpc.StatusCode.CANCELLED, "CANCELLED"), peer="jobstore at x:1")
+    assert isinstance(error, Unavailable)
+    assert error.message == "the jobstore at x:1 broke the call off"
+
+
 def test_the_correlation_id_comes_back_with_the_error() -> None:
     status = a_status(grpc.StatusCode.NOT_FOUND, "no", error_details_pb2.ErrorInfo(reason="JOB_NOT_FOUND"))
     refused = an_rpc_error(grpc.StatusCode.NOT_FOUND, "no", ("grpc-status-details-bin", status.SerializeToString()))
