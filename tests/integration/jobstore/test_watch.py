@@ -185,6 +185,28 @@ async def test_a_resumed_tree_is_completed_by_the_steps_that_changed(
     assert_same(held.jobs, await table(queries, tree=True))
 
 
+async def test_a_step_is_not_missed_when_its_job_moves_on_before_its_page_comes(
+    scribe: Scribe, feed: Feed, queries: Queries, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("jobstore.feed._TABLE_PAGE", 1)
+    async with scribe.revision() as first:
+        other, moving = [await scribe.add_job() for _ in range(2)]
+        steps = [await scribe.add_step(moving, description=name) for name in "ab"]
+    held = Replay()
+    async with watching(feed, tree=True) as stream:
+        await held.to(stream, first)
+    async with scribe.revision():
+        await scribe.change_step(moving, steps[0], progress=1)
+    async with scribe.revision():
+        await scribe.change_job(other, progress=1)  # the first page ends here
+    async with scribe.revision():
+        await scribe.change_step(moving, steps[1], progress=1)
+    async with watching(feed, tree=True, resume_revision=first) as stream:
+        await held.to(stream, scribe.at)
+    assert sorted(descriptions(held.upserts[-1])) == ["a", "b"]
+    assert_same(held.jobs, await table(queries, tree=True))
+
+
 async def test_a_job_of_very_many_steps_comes_in_messages_that_can_be_taken(
     scribe: Scribe, feed: Feed, queries: Queries
 ) -> None:
