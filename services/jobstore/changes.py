@@ -20,7 +20,8 @@ from datetime import datetime
 from typing import Final
 
 from jobstore.display import in_display_order
-from jobstore.filter import Bindings, Filter
+from jobstore.fields import Bindings
+from jobstore.filter import Filter
 from jobstore.head import head_of
 from jobstore.messages import (
     ENTITY_COLUMNS,

@@ -14,7 +14,8 @@ from itertools import groupby
 from chassis.errors import WaybillError, not_found
 from jobstore.changes import read_batch, revision_before, steps_in_order
 from jobstore.display import in_display_order, plan_order
-from jobstore.filter import Bindings, Filter, job_filter
+from jobstore.fields import Bindings
+from jobstore.filter import Filter, job_filter
 from jobstore.head import check_resume, read_head
 from jobstore.messages import (
     COMMAND_COLUMNS,

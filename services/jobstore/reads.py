@@ -72,9 +72,7 @@ class JobStoreService(jobstore_pb2_grpc.JobStoreServicer):
     ) -> jobstore_pb2.GetModifiedJobsResponse:
         by_time = request.HasField("since_time") and not request.since_revision
         return await self._queries.modified_jobs(
-            checked_time("since_time", request.since_time)
-            if by_time
-            else request.since_revision,
+            checked_time("since_time", request.since_time) if by_time else request.since_revision,
             request.store_epoch,
             Paging.size_of(request),
         )

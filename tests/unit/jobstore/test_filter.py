@@ -3,7 +3,8 @@
 import pytest
 
 from chassis.errors import WaybillError
-from jobstore.filter import Bindings, Filter, Verdict, entity_filter, event_filter, job_filter
+from jobstore.fields import Bindings
+from jobstore.filter import Filter, Verdict, entity_filter, event_filter, job_filter
 from waybill.v1 import jobs_pb2
 
 JOB_ID = "0198c0de-0000-7000-8000-00000000000a"
