@@ -55,7 +55,7 @@ async def measure(options: Options, files: Path) -> report.Figures:
             await runs.latency(stage, "latency-warm-up", jobs=_WARM_UP_LATENCY)
             figures.latency = await runs.latency(stage, "latency", jobs=_LATENCY_JOBS)
         if {"single", "multiple"} & set(options.only):
-            await runs.throughput(stage, "warm-up", jobs=_WARM_UP_JOBS, in_flight=options.in_flight)
+            await runs.warm_up(stage, jobs=min(_WARM_UP_JOBS, options.jobs), in_flight=options.in_flight)
         if "single" in options.only:
             async with _perhaps_sampled(stage, options, files) as figures.profile:
                 figures.throughputs["single"] = await runs.throughput(
@@ -71,7 +71,7 @@ async def measure(options: Options, files: Path) -> report.Figures:
             )
         await check(stage)
         if "raw" in options.only:
-            figures.limit = await raw_limit(stage.postgres.url, stage.accountant())
+            figures.limit = await raw_limit(stage.postgres.url, stage.accountant(), jobs=2 * options.jobs)
     return figures
 
 

@@ -9,6 +9,7 @@ is read, no revision drawn, nobody watches.
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -23,8 +24,8 @@ from accounts import POSTGRES, Accountant
 from jobstore.migrate import migrate
 
 BATCH: Final = 64
-_BATCHES: Final = 160
 _WARM_UP: Final = 16
+"""Batches that are not measured."""
 _DATABASE: Final = "raw_limit"
 
 _NAMES: Final = frozenset(
@@ -182,8 +183,8 @@ class Work:
     ended: Sequence[Sequence[str]]
 
 
-def _work(tables: Sequence[Table]) -> Iterator[Work]:
-    for batch in range(_WARM_UP + _BATCHES):
+def _work(tables: Sequence[Table], batches: int) -> Iterator[Work]:
+    for batch in range(batches):
         copies = [Copy(batch * BATCH + number) for number in range(BATCH)]
         rows = [[copy.row(row) for copy in copies for row in table.rows] for table in tables]
         yield Work(
@@ -195,7 +196,7 @@ def _work(tables: Sequence[Table]) -> Iterator[Work]:
 # --- the measure -----------------------------------------------------------------------------------------------------
 
 
-async def raw_limit(url: str, accountant: Accountant) -> Limit:
+async def raw_limit(url: str, accountant: Accountant, jobs: int) -> Limit:
     """Measures it on the server of the store at `url`, which has at least one finished W1 job."""
     store = await asyncpg.connect(url)
     try:
@@ -204,14 +205,14 @@ async def raw_limit(url: str, accountant: Accountant) -> Limit:
         own = await asyncpg.connect(url, database=_DATABASE, server_settings=dict(_SESSION))
         try:
             await migrate(own)
-            return await _measure(own, tables, accountant)
+            return await _measure(own, tables, accountant, batches=math.ceil(jobs / BATCH))
         finally:
             await own.close()
     finally:
         await store.close()
 
 
-async def _measure(own: Connection, tables: Sequence[Table], accountant: Accountant) -> Limit:
+async def _measure(own: Connection, tables: Sequence[Table], accountant: Accountant, batches: int) -> Limit:
     inserts = [await own.prepare(table.insert()) for table in tables]
     updates = [await own.prepare(table.update()) for table in tables]
 
@@ -221,13 +222,13 @@ async def _measure(own: Connection, tables: Sequence[Table], accountant: Account
                 for statement, each in zip(statements, columns, strict=True):
                     await statement.fetch(*each)
 
-    batches = list(_work(tables))
-    for work in batches[:_WARM_UP]:
+    prepared = list(_work(tables, _WARM_UP + batches))
+    for work in prepared[:_WARM_UP]:
         await perform(work)
     before, began = accountant.read(), time.monotonic()
-    for work in batches[_WARM_UP:]:
+    for work in prepared[_WARM_UP:]:
         await perform(work)
     seconds, used = time.monotonic() - began, accountant.read().since(before)
-    jobs = BATCH * _BATCHES
+    jobs = BATCH * batches
     rows = sum(len(table.rows) for table in tables)
     return Limit(jobs / seconds, used.parties[POSTGRES] / jobs, rows)

@@ -10,7 +10,9 @@ from contextlib import asynccontextmanager
 import psutil
 
 import yardstick
+from accounts import Account
 from child import Child
+from database import Counts
 from figures import Latency, Throughput
 from stage import Stage
 from validity import Invalid
@@ -20,11 +22,23 @@ _SLOWEST = 20.0
 """Jobs a second below which a run is given up."""
 
 
+async def warm_up(stage: Stage, *, jobs: int, in_flight: int) -> None:
+    """Runs many jobs at once and forgets about it. Raises Invalid or ChildFailed."""
+    await _work(stage, "warm-up", jobs, in_flight, together=1)
+
+
 async def throughput(stage: Stage, name: str, *, jobs: int, in_flight: int, together: int = 1) -> Throughput:
     """Runs many jobs, `in_flight` at once, submitted in calls of `together`. Raises Invalid or ChildFailed."""
+    before = await yardstick.bare_call()
+    seconds, used, counts = await _work(stage, name, jobs, in_flight, together)
+    after = await yardstick.bare_call()
+    return Throughput(jobs, in_flight, seconds, used, counts, psutil.cpu_count() or 1, (before + after) / 2)
+
+
+async def _work(stage: Stage, name: str, jobs: int, in_flight: int, together: int) -> tuple[float, Account, Counts]:
+    """Runs the jobs; returns how long it took, and what it took."""
     run = stage.run(name, jobs)
     within = _READY_SECONDS + jobs / _SLOWEST
-    bare_call = await yardstick.bare_call()
     async with _clients(stage, run, jobs, in_flight, together) as (submitter, watcher):
         accountant = stage.accountant(submitter=submitter.pid, watcher=watcher.pid)
         counts, account = await stage.database.before(), accountant.read()
@@ -33,9 +47,7 @@ async def throughput(stage: Stage, name: str, *, jobs: int, in_flight: int, toge
         account, counts = accountant.read().since(account), (await stage.database.after()).since(counts)
     if watched["finished"] != jobs:
         raise Invalid(f"{name}: the watcher saw {watched['finished']} of {jobs} jobs FINISHED, {watched['others']}")
-    seconds = watched["at"] - submitted["began"]
-    bare_call = (bare_call + await yardstick.bare_call()) / 2
-    return Throughput(jobs, in_flight, seconds, account, counts, psutil.cpu_count() or 1, bare_call)
+    return watched["at"] - submitted["began"], account, counts
 
 
 @asynccontextmanager
