@@ -15,8 +15,10 @@ from __future__ import annotations
 
 import asyncio
 import itertools
+import os
 import random
 import shutil
+import tempfile
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
@@ -58,10 +60,21 @@ def url_of(postgres_url: str, database: str) -> str:
 
 
 @pytest.fixture(scope="session")
-def postgres_url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+def fast_folder(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """A folder in memory, where copying a database takes a tenth of the time; on disk where there is none."""
+    memory = Path("/dev/shm")
+    if memory.is_dir() and os.access(memory, os.W_OK) and shutil.disk_usage(memory).free > 2 << 30:
+        with tempfile.TemporaryDirectory(prefix="waybill-test-", dir=memory) as folder:
+            yield Path(folder)
+    else:
+        yield tmp_path_factory.mktemp("postgres")
+
+
+@pytest.fixture(scope="session")
+def postgres_url(fast_folder: Path) -> Iterator[str]:
     """An own cluster with a migrated template database. It outlives each test's loop, so it has one of its own."""
     with asyncio.Runner() as runner:
-        postgres = EmbeddedPostgres(tmp_path_factory.mktemp("postgres"), SystemClock(), FOR_TESTS)
+        postgres = EmbeddedPostgres(fast_folder, SystemClock(), FOR_TESTS)
         runner.run(postgres.__aenter__())
         runner.run(_make_template(postgres.url))
         yield url_of(postgres.url, "postgres")
@@ -83,7 +96,7 @@ async def database_url(postgres_url: str) -> AsyncIterator[str]:
     """A fresh, migrated database."""
     name = f"test_{next(_numbers)}"
     admin = await asyncpg.connect(postgres_url)
-    await admin.execute(f"CREATE DATABASE {name} TEMPLATE {TEMPLATE}")
+    await admin.execute(f"CREATE DATABASE {name} TEMPLATE {TEMPLATE} STRATEGY file_copy")
     # Each database is a store of its own; the template's epoch must not be all of theirs.
     connection = await asyncpg.connect(url_of(postgres_url, name))
     await connection.execute("UPDATE head SET store_epoch = gen_random_uuid()::text")
