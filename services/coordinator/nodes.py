@@ -153,7 +153,6 @@ class Node:
         return any(isinstance(node.plan, OUTWARD) for node in self.walk())
 
 
-
 class LiveCommand:
     """A command of a live flow: its row, where it hangs in its parent's plan, and its own plan once sealed."""
 
