@@ -12,8 +12,8 @@ import signal
 from pathlib import Path
 
 import pytest
-
 from tests.chaos.round import WORK_MS, Rounds, assert_nothing_lost_or_doubled
+
 from waybill_cli.stack import Stack
 
 CRASHES = int(os.environ.get("WAYBILL_CRASHES", "5"))
