@@ -90,7 +90,7 @@ class CommandRunner:
         if row.plans:
             self._grow(command, plan_from_json(row.plans[-1]), len(row.plans))
         elif (verdict := self.verdicts.get(row.command_id)) is not None:
-            self.refuse(command, verdict)
+            self._turn.decide(self.refuse, command, verdict)
         else:
             self._think(ev.RunPlan(row.command_id))
 
@@ -226,7 +226,7 @@ class CommandRunner:
         elif row.end_attempts <= END_ATTEMPTS:  # the last that was counted may not have been made
             self._run_end_counted(command, row.end_attempts + 1, at_once=first)
         else:
-            self._give_up(command, failures.never_came_back(row))
+            self._turn.decide(self._give_up, command, failures.never_came_back(row))
 
     def _run_end(self, command: LiveCommand) -> None:
         self._think(ev.RunEnd(command.row.command_id, command.outcome is Outcome.OK))

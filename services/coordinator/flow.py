@@ -195,12 +195,8 @@ class FlowTree:
 
     def _take_up(self) -> None:
         """Goes through the rows to where the flow stands."""
-        turn = self._turn
         self._plans.take_up()
-        turn.replaying = True
-        self._commands.begin(self._commands.root)
-        turn.run()
-        turn.replaying = False
+        self._turn.replay(self._commands.begin, self._commands.root)
 
     # --- what is heard -----------------------------------------------------------------------------------------------
 

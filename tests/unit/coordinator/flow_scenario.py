@@ -23,7 +23,7 @@ from uuid import UUID, uuid5
 from tests.unit.coordinator.flow_store import Entity, Store, Written, written
 
 from coordinator import events as ev
-from coordinator.flow import FlowTree
+from coordinator.flow import END_ATTEMPTS, FlowTree
 from coordinator.plan import Child, EntityRef, Observation, Plan, nothing
 from coordinator.rows import (
     Cancel,
@@ -332,10 +332,11 @@ class Scenario:
     def _compare_with_a_loaded_tree(self) -> None:
         if self.commit is not None or self.plans or self.ends:
             return  # it went on at once
+        if any(row.end_attempts > END_ATTEMPTS for row in self.store.commands.values()):
+            return  # who finds the last run of an end method begun gives it up; who began it waits for it
         self.compared += 1
-        twin = self.twin()
-        if "END_METHOD_GAVE_UP" not in twin.event_types():  # who finds the last run of an end method begun gives it up
-            assert twin.asks() == self.asks(), "a tree loaded from the rows asks for something else"
+        asked, loaded = self.asks(), self.twin().asks()
+        assert loaded == asked, f"a loaded tree asks for {loaded - asked}, the one in memory for {asked - loaded}"
 
     def twin(self) -> Scenario:
         """A flow taken up from what is stored now, in a world of its own."""
@@ -358,7 +359,7 @@ class Scenario:
         asked |= {("end", command_id) for command_id in self.ends}
         for key, at in self.timers.items():
             kind, _, name = key.partition(" ")
-            if kind == "end":
+            if kind == "end" and not self.store.commands[name].status.ended:
                 asked.add(("end", name))
             elif kind == "leaf" and name in self.begun and at <= self.now:
                 asked.add(("stop", name))  # it will be, at once

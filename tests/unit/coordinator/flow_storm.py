@@ -97,19 +97,19 @@ class Storm:
             plan=self._plan(kind, 3),
             refused=REFUSED if kind != "Root" and self._chance(6) else None,
             raised=RAISED if self._chance(3) else None,
-            locks=[ref for ref in LOCKS if self._chance(15)],
-            reads=[ref for ref in LOCKS if self._chance(20)],
+            locks=[ref for ref in LOCKS if self._chance(25)],
+            reads=[ref for ref in LOCKS if self._chance(25)],
             changes={disk_of(kind): f"LOCKED by {kind}"} if self._chance(40) else {},
             ends={disk_of(kind): "ENDED"} if self._chance(30) else None,
             end_raises=self.rng.choice([1, 2, 9]) if self._chance(10) else 0,
         )
 
     def _plan(self, kind: str, depth: int) -> Plan:
-        group = depth > 0 and self._chance(90 if kind == "Root" and depth == 3 else 45)
+        group = depth > 0 and self._chance(95 if kind == "Root" and depth == 3 else 45)
         return self._group(kind, depth) if group else self._leaf(kind)
 
     def _group(self, kind: str, depth: int) -> Plan:
-        parts = tuple(self._plan(kind, depth - 1) for _ in range(self.rng.choice([0, 1, 2, 2, 3, 3, 4])))
+        parts = tuple(self._plan(kind, depth - 1) for _ in range(self.rng.choice([0, 1, 2, 2, 3, 3, 4, 5])))
         if self._chance(60):
             return Serially(plans=parts, **self._options())
         return Concurrently(plans=parts, **self._options())
@@ -144,7 +144,7 @@ class Storm:
     def rage(self) -> None:
         """Lets things happen until the flow has ended or there has been enough."""
         self.flow.submit()
-        for _ in range(self.rng.randrange(10, 80)):
+        for _ in range(self.rng.randrange(10, 100)):
             if self._is_over():
                 return
             self._something(faults=True)
@@ -167,7 +167,7 @@ class Storm:
         possible += [self._plan_one] * 4 * bool(flow.plans)
         possible += [self._end_one] * 4 * bool(flow.ends)
         possible += [self._record if faults else flow.record] * 5 * bool(flow.commit)
-        possible += [self._report] * 5 * bool(flow.begun)
+        possible += [self._report] * 8 * bool(flow.begun)
         possible += [self._see] * bool(list(flow.tree.waits_for()))
         possible += [self._fire] * bool(flow.timers)
         if faults:
@@ -271,15 +271,15 @@ class Storm:
     def _meddle(self) -> None:
         """Other flows change entities, take locks and free them."""
         store = self.flow.store
-        if self._chance(40):
-            ref = self.rng.choice([*LOCKS, *map(disk_of, TYPES)])
+        if self._chance(60):
+            ref = self.rng.choice([*LOCKS, *LOCKS, *map(disk_of, TYPES)])
             if ref not in store.locks:
                 store.entities.setdefault(ref, Entity(version=0)).version += 1
-        elif store.foreign_locks:
+        elif store.foreign_locks and self._chance(50):
             store.foreign_locks.clear()
         else:
             ref = self.rng.choice(LOCKS)
-            if ref not in store.locks and self._chance(50):
+            if ref not in store.locks:
                 store.foreign_locks[ref] = "job-7"
 
     # --- what must hold ----------------------------------------------------------------------------------------------

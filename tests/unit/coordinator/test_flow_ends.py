@@ -21,6 +21,7 @@ from coordinator.plan import Change, Former, Plan, call, concurrently, serially,
 from coordinator.rows import CommandStatus, Status
 
 WORK = task("h1", "work", entity=DISK)
+TO_H2 = Change(entity=DISK, declared={"host_id": "h2"}, former=Former("disk-1", "OK", {}))
 
 
 def status_of(flow: Scenario, entity: object = DISK) -> str:
@@ -129,6 +130,17 @@ def test_other_parts_go_on_while_an_end_method_waits_for_its_next_attempt() -> N
     flow.host_says("b")
     flow.advance(60)
     assert flow.ended() is Status.FINISHED
+
+
+def test_what_follows_an_end_that_is_given_up_by_who_finds_it_is_done() -> None:
+    plan = serially([a_child("One", best_effort=True), TO_H2, task("h1", "more")])
+    flow = a_running_flow(plan, {"One": Script(WORK, end_raises=99)}, entities=[DISK])
+    flow.host_says("work")
+    flow.hold = {"end"}
+    while not any(leaf.verb == "more" for leaf in flow.store.leaves.values()):
+        flow.crash()
+        flow.advance(60)
+    assert flow.store.entity(DISK).declared == {"host_id": "h2"}
 
 
 # --- compensation ----------------------------------------------------------------------------------------------------
@@ -257,8 +269,6 @@ def test_a_cancelled_command_undoes_its_changes() -> None:
 
 
 # --- changes between stages ------------------------------------------------------------------------------------------
-
-TO_H2 = Change(entity=DISK, declared={"host_id": "h2"}, former=Former("disk-1", "OK", {}))
 
 
 def test_a_change_is_committed_with_what_it_follows_and_what_follows_it() -> None:

@@ -403,6 +403,19 @@ def test_a_lock_that_a_slow_plan_wants_refuses_the_stored_job() -> None:
     assert flow.statuses() == {"VALIDATION": "FAILED", "EXECUTION": "SKIPPED"}
 
 
+def test_what_follows_a_stored_child_that_is_refused_is_done() -> None:
+    moved = Change(entity=DISK, status="MOVED", former=Former("disk-1", "OK", {}))
+    plan = serially([a_child("Slow", best_effort=True), moved, WORK])
+    flow = a_flow_among_others(Script(plan), {"Slow": Script(MORE, locks=[VM])}, entities=[DISK])
+    flow.hold = {"plan"}
+    flow.submit()
+    flow.plan(next(iter(flow.plans)))
+    flow.advance(0.05)  # the child is stored before it is planned
+    flow.hold.clear()
+    flow.settle()
+    assert (flow.verbs(), flow.store.entity(DISK).status) == (["work"], "MOVED")
+
+
 def test_a_crash_while_planning_takes_long_plans_again() -> None:
     flow = a_flow(Script(WORK, changes={DISK: "LOCKED", DISK_2: "LOCKED"}))
     flow.hold = {"plan"}
