@@ -13,7 +13,7 @@ from typing import Protocol, TypeVar
 
 import grpc
 
-from waybill_client.errors import CORRELATION_ID, WaybillError
+from waybill_client.errors import CORRELATION_ID, InvalidArgument, Violation, WaybillError
 
 USER = "x-waybill-user"
 
@@ -42,6 +42,14 @@ class Caller:
     user: str = ""
     timeout: float = 10.0
     wait_for_ready: bool = False
+
+    def __post_init__(self) -> None:
+        """Raises InvalidArgument for a user whose name metadata cannot carry."""
+        if not _is_plain(self.user):
+            problem = Violation(USER, "must be printable ASCII")
+            raise InvalidArgument(
+                grpc.StatusCode.INVALID_ARGUMENT, "REQUEST_INVALID", ": ".join(problem), violations=[problem]
+            )
 
     async def call(
         self,
@@ -77,8 +85,8 @@ class Caller:
             await asyncio.sleep(_PAUSE_SECONDS)
 
     def metadata(self, correlation_id: str = "") -> tuple[tuple[str, str], ...]:
-        """What goes with a call."""
-        pairs = ((CORRELATION_ID, correlation_id), (USER, self.user))
+        """What goes with a call. Metadata is ASCII: another correlation id is left to its field, which names it."""
+        pairs = ((CORRELATION_ID, correlation_id if _is_plain(correlation_id) else ""), (USER, self.user))
         return tuple(pair for pair in pairs if pair[1])
 
 
@@ -97,3 +105,7 @@ async def pages(
         token = page.next_page_token
         if not token:
             return
+
+
+def _is_plain(text: str) -> bool:
+    return text.isascii() and text.isprintable()

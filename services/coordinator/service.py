@@ -45,6 +45,8 @@ class CoordinatorService(coordinator_pb2_grpc.CoordinatorServicer):
     async def RunMultipleCommands(
         self, request: coordinator_pb2.RunMultipleCommandsRequest, _: Context
     ) -> coordinator_pb2.RunMultipleCommandsResponse:
+        if request.policy not in coordinator_pb2.MultiplePolicy.values():
+            raise invalid_field("policy", f"there is no policy {request.policy}")
         if request.policy not in INDEPENDENT:
             raise not_available_yet(f"policy {coordinator_pb2.MultiplePolicy.Name(request.policy)}")
         if len(request.commands) > MAX_COMMANDS:

@@ -9,6 +9,7 @@ from typing import Any, Final
 from uuid import UUID
 
 from google.protobuf import struct_pb2
+from google.protobuf.timestamp_pb2 import Timestamp
 
 from chassis import context
 from chassis.errors import WaybillError, invalid_argument, invalid_field, not_available_yet, reject_control
@@ -21,6 +22,8 @@ MAX_PARAMETERS_BYTES: Final = 256 << 10
 MAX_DEPTH: Final = 32
 MAX_NAME: Final = 256
 MAX_PRIORITY: Final = 1_000_000
+LAST_SECOND: Final = 253_402_300_799
+"""Of the year 9999, in Unix time."""
 CORRELATION_ID_RULE: Final = "1-50 characters of [0-9A-Za-z_-]"
 
 
@@ -52,6 +55,8 @@ def _check_names(request: coordinator_pb2.RunCommandRequest) -> None:
         raise invalid_field("correlation_id", f"must be {CORRELATION_ID_RULE}", reason="CORRELATION_ID_INVALID")
     if not -MAX_PRIORITY <= request.priority <= MAX_PRIORITY:
         raise invalid_field("priority", f"must be between -{MAX_PRIORITY} and {MAX_PRIORITY}")
+    if request.HasField("deadline"):
+        _check_time("deadline", request.deadline)
     if request.depends_on:
         raise not_available_yet("RunCommand with depends_on")
     if request.external_job_id:
@@ -62,6 +67,11 @@ def _check_name(field: str, text: str) -> None:
     if len(text) > MAX_NAME:
         raise invalid_field(field, f"has {len(text)} characters; at most {MAX_NAME} are taken")
     reject_control(field, text)
+
+
+def _check_time(field: str, time: Timestamp) -> None:
+    if not 0 < time.seconds <= LAST_SECOND or not 0 <= time.nanos < 1_000_000_000:
+        raise invalid_field(field, "must be a time between the years 1970 and 9999")
 
 
 def _job(

@@ -30,7 +30,7 @@ from waybill.v1.coordinator_pb2 import (
     RunCommandRequest,
     RunMultipleCommandsRequest,
 )
-from waybill.v1.jobs_pb2 import Entity, Job, Subject
+from waybill.v1.jobs_pb2 import Entity, EntityType, Job, Subject
 from waybill.v1.jobstore_pb2 import (
     DeleteJobRequest,
     GetEntityRequest,
@@ -68,6 +68,12 @@ def run(**fields: Any) -> RunCommandRequest:
     request = work()
     for name, value in fields.items():
         setattr(request, name, value)
+    return request
+
+
+def until(seconds: int, nanos: int = 0) -> RunCommandRequest:
+    request = work()
+    request.deadline.CopyFrom(Timestamp(seconds=seconds, nanos=nanos))
     return request
 
 
@@ -119,6 +125,9 @@ COMMANDS: dict[str, Case] = {
         "correlation_id",
     ),
     "NUL in the correlation id": (run(correlation_id="x\0"), INVALID, "CORRELATION_ID_INVALID", "correlation_id"),
+    "deadline out of the calendar": (until(1 << 60), INVALID, "REQUEST_INVALID", "deadline"),
+    "deadline before all times": (until(-1), INVALID, "REQUEST_INVALID", "deadline"),
+    "deadline that is no time": (until(1, 2_000_000_000), INVALID, "REQUEST_INVALID", "deadline"),
     "priority out of range": (run(priority=2_000_000), INVALID, "REQUEST_INVALID", "priority"),
 }
 
@@ -327,6 +336,13 @@ async def test_what_comes_later_says_so(centre: DataCentre) -> None:
     assert await centre.stored() == before
 
 
+async def test_a_policy_that_there_is_not_is_refused(centre: DataCentre) -> None:
+    async with grpc.aio.insecure_channel(centre.stack.coordinators[0].address) as channel:
+        stub = coordinator_pb2_grpc.CoordinatorStub(channel)
+        refused = await _refusal(lambda: stub.RunMultipleCommands(RunMultipleCommandsRequest(policy=99)))  # type: ignore[arg-type]
+    _assert_says(refused, INVALID, "REQUEST_INVALID", "policy")
+
+
 async def test_bytes_that_are_no_request_are_the_callers_mistake(centre: DataCentre) -> None:
     before = await centre.stored()
     async with grpc.aio.insecure_channel(centre.stack.coordinators[0].address) as channel:
@@ -337,6 +353,32 @@ async def test_bytes_that_are_no_request_are_the_callers_mistake(centre: DataCen
         no_such = channel.unary_unary("/waybill.v1.Coordinator/MakeCoffee")
         assert (await _refusal(lambda: no_such(b""))).code is grpc.StatusCode.UNIMPLEMENTED
     assert await centre.stored() == before
+
+
+async def test_hosts_with_nonsense_for_addresses_harm_nobody(centre: DataCentre) -> None:
+    for number, address in enumerate(["", "garbage", "a:1,b:2", 7, None, ":"]):
+        host = Entity(entity_type=EntityType.ENTITY_TYPE_HOST, entity_id=f"nonsense-{number}")
+        host.declared["address"] = address
+        await centre.client.put_entities([host])
+    job = await centre.run("BenchWork", {"host_id": "host-1", "object_id": "after-the-nonsense"})
+    assert_all_finished([job])
+    assert centre.stack.coordinators[0].starts == 1
+
+
+async def test_a_disk_that_is_declared_to_be_on_nonsense_fails_its_removal_alone(centre: DataCentre) -> None:
+    await centre.furnish("vm-odd", disks=2)
+    odd = Entity(entity_type=EntityType.ENTITY_TYPE_DISK, entity_id="odd-disk")
+    odd.declared.update({"host_id": 7, "volume_id": ["a"]})
+    await centre.client.put_entities([odd])
+    vm = await centre.entity(VM, "vm-odd")
+    assert vm is not None
+    vm.declared["disk_ids"].append("odd-disk")  # type: ignore[union-attr]
+    await centre.client.put_entities([vm])
+    job = await centre.run("RemoveVm", {"vm_id": "vm-odd"})
+    assert job.status == FAILED
+    assert sorted(reason_of(step) for step in steps_of(job, "DELETE_IMAGE")) == ["", "", "COMMAND_RAISED"]
+    assert await centre.entity(VM, "vm-odd") is None
+    await assert_all_over(centre, [job])
 
 
 # --- commands that must not run now ----------------------------------------------------------------------------------
