@@ -17,7 +17,8 @@ from waybill.v1.jobstore_pb2 import Bookmark, ListJobsRequest, WatchJobsResponse
 class Replay:
     """What a reader holds, and what it noticed on the way.
 
-    Complains by AssertionError about what no stream may do: changes out of order, or one revision of a job twice.
+    Complains by AssertionError about what no stream may do: changes out of order, one revision of a job twice, a digest
+    that is not the copy's.
     """
 
     def __init__(self, revision: int = 0) -> None:
@@ -52,6 +53,9 @@ class Replay:
             assert response.bookmark.revision >= self.revision
             self.revision = response.bookmark.revision
             self.bookmarks.append(response.bookmark)
+            if response.bookmark.digest:
+                proof = (response.bookmark.matching_jobs, response.bookmark.digest)
+                assert proof == (len(self.jobs), self.digest()), "a digest is of what was sent before it"
         return response
 
     def _upsert(self, job: Job) -> None:

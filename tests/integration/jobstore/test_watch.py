@@ -15,10 +15,11 @@ from tests.integration.jobstore.scribe import Scribe
 
 from chassis.clock import Clock, ManualClock, SystemClock
 from chassis.errors import WaybillError
+from jobstore.changes import read_digest
 from jobstore.feed import Feed
-from jobstore.filter import job_filter
+from jobstore.filter import Filter, job_filter
 from jobstore.queries import Queries
-from jobstore.snapshots import Pool
+from jobstore.snapshots import Connection, Pool
 from waybill.v1 import jobs_pb2
 
 T = TypeVar("T")
@@ -461,6 +462,23 @@ async def test_a_digest_proves_the_copy(scribe: Scribe, pool: Pool, queries: Que
         bookmark = await pass_time(clock, asyncio.ensure_future(replay.to_bookmark(stream)))
         assert (bookmark.matching_jobs, bookmark.digest) == (8, replay.digest())
         assert bookmark.digest == digest_of((await table(queries, "status = STARTED")).values())
+
+
+async def test_a_digest_is_of_what_was_sent_whatever_is_committed_meanwhile(
+    scribe: Scribe, feed: Feed, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with scribe.revision() as first:
+        await scribe.add_job()
+
+    async def slow_digest(connection: Connection, filter: Filter) -> tuple[int, str]:
+        async with scribe.revision():
+            await scribe.add_job()
+        return await read_digest(connection, filter)
+
+    monkeypatch.setattr("jobstore.selections.read_digest", slow_digest)
+    async with watching(feed, digest=True) as stream:
+        bookmark = await Replay().to_bookmark(stream)  # which compares it with the copy
+    assert (bookmark.revision, bookmark.matching_jobs) == (first, 1)
 
 
 async def test_the_digest_of_nothing_is_zero(feed: Feed) -> None:
