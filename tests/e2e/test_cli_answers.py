@@ -256,12 +256,22 @@ def test_a_check_that_finds_something_is_exit_code_1(far_end: FarEnd) -> None:
     assert "END_TIME_MISSING" in ended.stdout
 
 
+def hears_ctrl_c() -> None:
+    """What a terminal gives a program; one whose tests run in the background would inherit a SIGINT that is ignored."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+
 def test_ctrl_c_leaves_the_job_running_and_says_how_to_return(far_end: FarEnd) -> None:
     answers_with(far_end, a_job())
     changes_to(far_end)
     command = [sys.executable, "-m", "waybill_cli", "run", "AddDisk", "disk_id=d1", "--watch"]
     with subprocess.Popen(
-        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env={**os.environ, "PYTHONUNBUFFERED": "1"}
+        command,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env={**os.environ, "PYTHONUNBUFFERED": "1"},
+        preexec_fn=hears_ctrl_c,
     ) as program:
         assert program.stdout is not None
         assert program.stderr is not None

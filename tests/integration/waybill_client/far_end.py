@@ -96,8 +96,7 @@ class ScriptedJobStore(jobstore_pb2_grpc.JobStoreServicer):
 
     async def WatchJobs(self, request: WatchJobsRequest, context: Context) -> AsyncIterator[WatchJobsResponse]:
         self.watches.append(request)
-        # The last one serves whoever comes back, as a client does whose connection was given up on a busy machine.
-        stream = self.streams.pop(0) if len(self.streams) > 1 else self.streams[0]
+        stream = self.streams.pop(0)
         async for response in stream(request, context):
             yield response
 
