@@ -17,7 +17,8 @@ from jobstore.flows import Flows
 from jobstore.journal import Journal
 from jobstore.leases import Leases, lease_pool
 from jobstore.migrate import migrate_database
-from jobstore.postgres import DatabaseError, database
+from jobstore.postgres import database
+from jobstore.postmaster import DatabaseError
 from jobstore.queries import Queries
 from jobstore.reads import JobStoreService
 from jobstore.service import LARGEST_MESSAGE_MIB, JournalService

@@ -17,7 +17,7 @@ from typing import Final
 import asyncpg
 
 from chassis import logs
-from jobstore.postgres import DatabaseError
+from jobstore.postmaster import DatabaseError
 
 FOLDER: Final = Path(__file__).parent / "migrations"
 

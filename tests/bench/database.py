@@ -15,7 +15,7 @@ from typing import Final, TypeAlias
 
 import asyncpg
 
-from jobstore.postgres import DATABASE
+from jobstore.datafolder import DATABASE
 
 SERVER_SETTINGS: Final[Mapping[str, str]] = {
     "shared_preload_libraries": "pg_stat_statements",

@@ -21,7 +21,9 @@ import pytest
 from tests.integration.jobstore.processes import PATHS, a_jobstore, await_listening, end
 
 from chassis.clock import SystemClock
-from jobstore.postgres import DatabaseError, DataFolder, EmbeddedPostgres, Postmaster, check_server, database
+from jobstore.datafolder import DataFolder
+from jobstore.postgres import EmbeddedPostgres, check_server, database
+from jobstore.postmaster import DatabaseError, Postmaster
 
 
 @asynccontextmanager
@@ -107,10 +109,12 @@ async def test_a_second_owner_of_the_folder_is_refused_and_told_where_the_databa
 async def test_a_leftover_postmaster_is_ended(data_dir: Path) -> None:
     async with postgres(data_dir) as running, connected(running.url) as connection:
         await connection.execute("CREATE TABLE kept ()")
-    forgotten = Postmaster(DataFolder(data_dir), {"listen_addresses": ""})
-    forgotten._folder.prepare()
-    forgotten.start()
-    await until_back(forgotten._folder.url("waybill"))
+    folder, forgotten = DataFolder(data_dir), Postmaster()
+    folder.prepare()
+    with folder.open_log() as output:
+        settings = {"listen_addresses": "", "unix_socket_directories": str(data_dir / "run")}
+        forgotten.start(folder.cluster, settings, folder.identity, output)
+    await until_back(folder.url("waybill"))
     async with postgres(data_dir) as running, connected(running.url) as connection:
         assert forgotten.over
         assert running.pid != forgotten.pid
@@ -232,7 +236,7 @@ async def test_root_without_user_namespaces_runs_it_as_another_user(
     open_folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     user = pwd.getpwnam("nobody")
-    monkeypatch.setattr("jobstore.postgres._identities", lambda: [f"user:{user.pw_uid}:{user.pw_gid}"])
+    monkeypatch.setattr("jobstore.datafolder._identities", lambda: [f"user:{user.pw_uid}:{user.pw_gid}"])
     async with postgres(open_folder / "data") as running:
         assert psutil.Process(running.pid).uids().real == user.pw_uid
         await check_server(running.url)

@@ -8,7 +8,9 @@ from pathlib import Path
 import psutil
 import pytest
 
-from jobstore.postgres import DatabaseError, DataFolder, leftover, refuse_old_server, socket_folder
+from jobstore.datafolder import DataFolder, socket_folder
+from jobstore.postgres import refuse_old_server
+from jobstore.postmaster import DatabaseError, leftover
 
 
 def a_pid_file(pid: int, folder: Path, started: float) -> str:
