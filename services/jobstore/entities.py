@@ -14,10 +14,11 @@ from jobstore.declarations import Declarations
 from jobstore.guards import Guards, locked
 from jobstore.journal import Journal
 from jobstore.messages import entity_message
+from jobstore.parts import Turn
 from jobstore.rows import Key, key_of
 from jobstore.snapshots import Pool, borrowed
 from jobstore.statements import READ_ENTITIES
-from jobstore.transaction import Turn, arrays_of, as_asked, declare, read_entities, read_guards
+from jobstore.transaction import arrays_of, as_asked, declare, read_entities, read_guards
 from waybill.v1 import jobs_pb2, jobstore_pb2
 
 MOST_PUT: Final = 1_000

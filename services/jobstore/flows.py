@@ -15,8 +15,8 @@ from jobstore.changes import steps_in_order
 from jobstore.display import in_display_order, plan_order
 from jobstore.journal import Journal
 from jobstore.messages import Row, entity_message, flow_request_message, timestamp
+from jobstore.parts import Turn
 from jobstore.snapshots import Connection, Pool, borrowed, snapshot
-from jobstore.transaction import Turn
 from waybill.v1 import jobstore_pb2
 
 MOST_LOADED: Final = 100

@@ -44,7 +44,8 @@ from chassis import logs
 from chassis.clock import Clock
 from chassis.errors import WaybillError, internal, invalid_argument, resource_exhausted, unavailable
 from chassis.server import end_process
-from jobstore.transaction import Commit, Notes, Part, Turn, transact
+from jobstore.parts import Commit, Notes, Part, Turn
+from jobstore.transaction import transact
 from jobstore.writer import DiskFull, Lost, Misfit, Writer, understood
 from waybill.v1 import jobstore_pb2
 

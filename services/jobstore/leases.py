@@ -24,8 +24,8 @@ import asyncpg
 from chassis.clock import Ids
 from jobstore.guards import lease_lost
 from jobstore.journal import Journal
+from jobstore.parts import Turn
 from jobstore.snapshots import Pool, borrowed
-from jobstore.transaction import Turn
 from waybill.v1 import jobstore_pb2
 
 FLOWS_AT_ONCE: Final = 100
