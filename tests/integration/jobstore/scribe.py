@@ -36,19 +36,21 @@ class Scribe:
         """Its time."""
 
     @asynccontextmanager
-    async def revision(self) -> AsyncIterator[int]:
-        """One commit: what is written inside has this revision."""
+    async def revision(self, *, ring: bool = True) -> AsyncIterator[int]:
+        """One commit: what is written inside has this revision. Without a ring nobody is told of it."""
         async with self.connection.transaction():
             row = await self.connection.fetchrow(
                 """
                 UPDATE head
                 SET revision = revision + 1, time = greatest(clock_timestamp(), time + interval '1 microsecond')
-                RETURNING revision, time, pg_notify('waybill_revision', revision::text)
+                RETURNING revision, time
                 """
             )
             assert row is not None
             self.at, self.time = row["revision"], row["time"]
             yield self.at
+            if ring:
+                await self.connection.execute("SELECT pg_notify('waybill_revision', $1)", str(self.at))
 
     # --- jobs ------------------------------------------------------------------------------------------------------
 

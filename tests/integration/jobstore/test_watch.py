@@ -6,7 +6,7 @@ import asyncio
 import random
 from collections.abc import AsyncGenerator, AsyncIterator
 from contextlib import aclosing, asynccontextmanager
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import asyncpg
 import pytest
@@ -15,6 +15,7 @@ from tests.integration.jobstore.scribe import Scribe
 
 from chassis.clock import Clock, ManualClock, SystemClock
 from chassis.errors import WaybillError
+from jobstore import changes
 from jobstore.changes import read_digest
 from jobstore.feed import Feed
 from jobstore.filter import Filter, job_filter
@@ -380,12 +381,10 @@ async def test_more_at_once_than_is_read_at_once_comes_from_the_table(
     replay = Replay()
     async with a_feed(pool, largest_round=15) as feed, watching(feed) as stream:
         await replay.to_bookmark(stream)
-        async with scribe.revision():
-            for _ in range(40):
-                await scribe.add_job()
-        async with scribe.revision():
-            for _ in range(40):
-                await scribe.add_job()
+        for ring in (False, True):  # one round for both
+            async with scribe.revision(ring=ring):
+                for _ in range(40):
+                    await scribe.add_job()
         await replay.to(stream, scribe.at)
         assert len(replay.jobs) == 80
         async with scribe.revision():
@@ -481,6 +480,29 @@ async def test_a_digest_is_of_what_was_sent_whatever_is_committed_meanwhile(
     assert (bookmark.revision, bookmark.matching_jobs) == (first, 1)
 
 
+async def test_head_rows_and_digest_are_of_one_snapshot(
+    scribe: Scribe, feed: Feed, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with scribe.revision() as first:
+        job_id = await scribe.add_job()
+    held = Replay()
+    async with watching(feed) as stream:
+        await held.to(stream, first)
+    async with scribe.revision() as second:
+        await scribe.change_job(job_id, progress=1)
+    read_jobs = changes._jobs
+
+    async def slow_jobs(*arguments: Any) -> Any:
+        async with scribe.revision():
+            await scribe.change_job(job_id, progress=2)
+        return await read_jobs(*arguments)
+
+    monkeypatch.setattr(changes, "_jobs", slow_jobs)
+    async with watching(feed, resume_revision=first, digest=True) as stream:
+        bookmark = await held.to_bookmark(stream)  # which compares it with the copy
+    assert (bookmark.revision, held.jobs[job_id].progress) == (second, 1)
+
+
 async def test_the_digest_of_nothing_is_zero(feed: Feed) -> None:
     async with watching(feed, digest=True) as stream:
         bookmark = await Replay().to_bookmark(stream)
@@ -544,7 +566,7 @@ async def test_a_doorbell_that_is_not_heard_is_made_up_for_by_the_poll(scribe: S
         async with scribe.revision():
             await scribe.add_job()
         await replay.to(stream, scribe.at)
-        await scribe.connection.execute("UPDATE job SET revision = 2, progress = 7")
-        await scribe.connection.execute("UPDATE head SET revision = 2")
-        await pass_time(clock, asyncio.ensure_future(replay.to(stream, 2)))
+        async with scribe.revision(ring=False):
+            await scribe.change_job(*replay.jobs, progress=7)
+        await pass_time(clock, asyncio.ensure_future(replay.to(stream, scribe.at)))
     assert [job.progress for job in replay.jobs.values()] == [7]
