@@ -15,6 +15,7 @@ jobstore, so losing all of this loses nothing.
 | a report for a task of no flow here | ignored: the flow has ended, or another coordinator owns it |
 | an actor has a defect | it is dropped, said loudly, and its flow is loaded anew from its rows, with growing pauses |
 | STALE_EPOCH | its actor stops, nothing else is done about the flow |
+| thousands are submitted at once | a batch is planned and stored, the rest wait: no turn of the loop outlasts a lease |
 | the lease is lost, or the process goes down | all actors stop; whoever waits for an answer gets UNAVAILABLE |
 """
 
@@ -24,6 +25,7 @@ import asyncio
 import random
 from collections import deque
 from collections.abc import Sequence
+from typing import Final
 
 from chassis import logs
 from chassis.clock import Clock, Ids
@@ -47,6 +49,9 @@ from waybill.v1 import jobs_pb2, jobstore_pb2
 
 log = logs.get_logger(__name__)
 
+MOST_UNANSWERED: Final = 256
+"""Submissions that are being planned and stored at a time: a full batch of the journal's."""
+
 
 class Engine:
     """See the module. Its parts are for its actors."""
@@ -60,6 +65,8 @@ class Engine:
         clock: Clock,
         ids: Ids,
         rng: random.Random,
+        *,
+        most_unanswered: int = MOST_UNANSWERED,
     ) -> None:
         self.journal = journal
         self.hosts = hosts
@@ -75,6 +82,7 @@ class Engine:
         self._waiting: dict[EntityRef, set[Actor]] = {}
         self._known_hosts: dict[str, Entity] = {}
         self._crashes: dict[str, Backoff] = {}  # of flows whose actor had a defect
+        self._room = asyncio.Semaphore(most_unanswered)
         self._closed: WaybillError | None = unavailable("this coordinator is starting")  # None while flows are taken
 
     def start(self) -> None:
@@ -111,11 +119,12 @@ class Engine:
             WaybillError: REQUEST_ID_REUSED, or UNAVAILABLE with nothing stored that would not be found again by the
                 same request id.
         """
-        actor = self._new_actor(job, command)
-        actor.answer = self._answer_future()
-        self._add(actor)
-        actor.post(ev.Submitted())
-        return await actor.answer
+        async with self._room:
+            actor = self._new_actor(job, command)
+            actor.answer = self._answer_future()
+            self._add(actor)
+            actor.post(ev.Submitted())
+            return await actor.answer
 
     async def plan_only(self, job: Job, command: Command) -> jobs_pb2.Job:
         """Returns the job as it would be planned, storing nothing: PENDING with its steps, or FAILED and why."""

@@ -1,0 +1,107 @@
+"""The engine in front of a store that does not answer."""
+
+from __future__ import annotations
+
+import asyncio
+import random
+from collections.abc import AsyncIterator
+from typing import Any
+
+import pytest
+
+from chassis.clock import ManualClock, SequentialIds
+from chassis.errors import WaybillError, unavailable
+from coordinator.background import Background
+from coordinator.commands.base import Command, Registry
+from coordinator.engine import Engine
+from coordinator.rows import Job
+from waybill.v1 import jobstore_pb2
+
+ROOM = 5
+
+
+class SlowJournal:
+    """Takes commits, and answers when it is told to."""
+
+    def __init__(self) -> None:
+        self.taken: list[asyncio.Future[jobstore_pb2.FlowCommitResult]] = []
+        self.willing = False
+
+    def commit(self, _commit: jobstore_pb2.FlowCommit) -> asyncio.Future[jobstore_pb2.FlowCommitResult]:
+        self.taken.append(asyncio.get_running_loop().create_future())
+        if self.willing:
+            self.answer()
+        return self.taken[-1]
+
+    def answer(self) -> None:
+        self.willing = True
+        for commit in self.taken:
+            if not commit.done():
+                commit.set_result(jobstore_pb2.FlowCommitResult(revision=1))
+
+
+class NoHosts:
+    """Nothing is asked of them here."""
+
+    def incarnation_of(self, host_id: str) -> str:
+        return ""
+
+    def __getattr__(self, name: str) -> Any:
+        return lambda *arguments: None
+
+
+@pytest.fixture
+def journal() -> SlowJournal:
+    return SlowJournal()
+
+
+@pytest.fixture
+async def engine(journal: SlowJournal) -> AsyncIterator[Engine]:
+    clock, ids = ManualClock(1_000_000.0), SequentialIds()
+    async with Background() as background:
+        parts: Any = (journal, NoHosts(), Registry.load(), background, clock, ids, random.Random(1))
+        engine = Engine(*parts, most_unanswered=ROOM)
+        engine.open()
+        yield engine
+
+
+def submit(engine: Engine, number: int) -> asyncio.Task[Any]:
+    parameters = {"host_id": "h1", "object_id": f"o{number}"}
+    command: Command = engine.registry.find("BenchWork").read(1, parameters)
+    job = Job(f"job-{number}", "BenchWork", "Working", "ada", "corr-1", parameters=parameters)
+    return asyncio.create_task(engine.submit(job, command))
+
+
+async def turns(count: int = 20) -> None:
+    for _ in range(count):
+        await asyncio.sleep(0)
+
+
+async def test_of_many_at_once_some_are_stored_and_the_rest_waits(engine: Engine, journal: SlowJournal) -> None:
+    submitted = [submit(engine, number) for number in range(3 * ROOM)]
+    await turns()
+    assert (engine.flows, len(journal.taken)) == (ROOM, ROOM)
+    journal.answer()
+    jobs = await asyncio.gather(*submitted)
+    assert [job.job_id for job in jobs] == [f"job-{number}" for number in range(3 * ROOM)]
+
+
+async def test_who_waits_for_room_is_told_when_there_will_be_none(engine: Engine) -> None:
+    submitted = [submit(engine, number) for number in range(2 * ROOM)]
+    await turns()
+    engine.stop(unavailable("going down", reason="SHUTTING_DOWN"))
+    answers = await asyncio.gather(*submitted, return_exceptions=True)
+    assert {answer.reason for answer in answers if isinstance(answer, WaybillError)} == {"SHUTTING_DOWN"}
+    assert engine.flows == 0
+
+
+async def test_a_caller_that_leaves_makes_room(engine: Engine) -> None:
+    leaving = [submit(engine, number) for number in range(ROOM)]
+    last = submit(engine, ROOM)
+    await turns()
+    for caller in leaving:
+        caller.cancel()
+    await asyncio.gather(*leaving, return_exceptions=True)
+    await turns()
+    assert engine.flows == ROOM + 1  # flows go on without their callers
+    last.cancel()
