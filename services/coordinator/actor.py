@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
 import grpc
 
@@ -36,6 +36,9 @@ if TYPE_CHECKING:
 
 log = logs.get_logger(__name__)
 
+CODE_AT_ONCE: Final = 64
+"""Commands of a flow whose code runs at a time: thousands of children would keep the loop from everything else."""
+
 
 class Actor:
     """One flow. `dropped` once it must do nothing any more."""
@@ -49,6 +52,7 @@ class Actor:
         self._handling = False
         self._reading = Reading(engine.read_entities)
         self._live: dict[str, Command] = {}
+        self._room = asyncio.Semaphore(CODE_AT_ONCE)
         self._cancels: dict[int, asyncio.Future[jobs_pb2.Job]] = {}
         self._timers: dict[str, float] = {}  # the latest moment of each key: an older one fires for nothing
         self._waits: frozenset[EntityRef] = frozenset()
@@ -252,8 +256,9 @@ class Actor:
 
     async def _plan(self, command_id: str) -> None:
         row = self.tree.command(command_id)
-        with self._log_ids(command_id):
-            planned = await self._store_willing(lambda: self._plan_once(row))
+        async with self._room:
+            with self._log_ids(command_id):
+                planned = await self._store_willing(lambda: self._plan_once(row))
         if planned is not None:
             self.post(planned)
 
@@ -302,8 +307,9 @@ class Actor:
             self._engine.background.start(self._run_end(row, effect.succeeded), "end")
 
     async def _run_end(self, row: CommandRow, succeeded: bool) -> None:
-        with self._log_ids(row.command_id):
-            ended = await self._store_willing(lambda: self._end_once(row, succeeded))
+        async with self._room:
+            with self._log_ids(row.command_id):
+                ended = await self._store_willing(lambda: self._end_once(row, succeeded))
         if ended is not None:
             self.post(ended)
 
