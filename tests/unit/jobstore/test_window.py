@@ -129,7 +129,10 @@ def test_matching_left_and_never() -> None:
 
 def test_what_a_watcher_knows_already_is_not_sent_again() -> None:
     batch = a_batch(4, 8, a_change("a", 5), a_change("b", 6), JobRemoved(7, "c"), a_change("d", 8))
-    assert told(JobSelection(job_filter("")).messages(batch, 6)) == ["-c", "+d"]
+    selection = JobSelection(job_filter(""))
+    assert told(selection.messages(batch, 6)) == ["-c", "+d"]
+    assert told(selection.messages(batch, 4)) == ["+a", "+b", "-c", "+d"]  # another's knowledge is not everybody's
+    assert told(selection.messages(batch, 7)) == ["+d"]
 
 
 def test_those_who_want_the_same_share_the_bytes() -> None:
