@@ -24,7 +24,7 @@ from waybill_client.channels import open_channel
 from waybill_client.errors import DeadlineExceeded, Unavailable, WaybillError
 from waybill_client.filters import where
 from waybill_client.view import JobsView
-from waybill_client.watch import JobChange, JobWatch, Marked, Removed
+from waybill_client.watch import Complete, JobChange, JobWatch, Marked, Removed
 from waybill_client.words import is_ended, struct, timestamp
 
 DEFAULT_COORDINATOR = "127.0.0.1:50051"
@@ -222,7 +222,8 @@ class WaybillClient:
             while not is_ended(job):
                 change = await anext(changes)
                 copy.apply(change)
-                newer = copy.get(job_id)
+                # A large tree comes in several messages: what is shown of it before the last one was never true.
+                newer = copy.get(job_id) if isinstance(change, Complete | Marked) else None
                 if isinstance(change, Removed) or (isinstance(change, Marked) and not opening):
                     newer = await self._asked_again(job_id, view)
                 opening = opening and not isinstance(change, Marked)

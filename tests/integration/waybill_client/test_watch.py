@@ -11,7 +11,7 @@ import grpc
 import pytest
 from tests.integration.waybill_client.far_end import Context, ScriptedJobStore, Stream, refuse
 
-from waybill.v1.jobs_pb2 import ExecutionStatus, Job
+from waybill.v1.jobs_pb2 import ExecutionStatus, Job, Step
 from waybill.v1.jobstore_pb2 import Bookmark, JobChangeEvent, WatchJobsRequest, WatchJobsResponse
 from waybill_client import (
     Complete,
@@ -178,6 +178,26 @@ async def test_waiting_ends_with_the_job(client: WaybillClient, jobstore: Script
     job = await client.wait("a")
     assert (job.status, job.revision) == (ExecutionStatus.EXECUTION_STATUS_FINISHED, 2)
     assert jobstore.watches[0].filter == 'job_id = "a"'
+
+
+async def test_a_tree_that_comes_in_several_messages_is_shown_when_it_is_whole(
+    client: WaybillClient, jobstore: ScriptedJobStore
+) -> None:
+    def a_tree(revision: int, status: str, *numbers: int) -> Job:
+        job = a_job("a", revision, status)
+        job.steps.extend(Step(step_id=str(number), number=number, status=job.status) for number in numbers)
+        return job
+
+    jobstore.jobs["a"] = a_tree(1, "STARTED", 0, 1)
+    jobstore.streams = [
+        sends(
+            changed(a_tree(1, "STARTED", 0, 1), revision=1, snapshot_done=True),
+            changed(a_tree(2, "FINISHED", 0)),
+            changed(a_tree(2, "FINISHED", 1), revision=2),
+        )
+    ]
+    job = await client.wait("a")
+    assert [step.status for step in job.steps] == [ExecutionStatus.EXECUTION_STATUS_FINISHED] * 2
 
 
 async def test_waiting_for_an_ended_job_needs_no_watch(client: WaybillClient, jobstore: ScriptedJobStore) -> None:
