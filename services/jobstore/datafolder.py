@@ -72,8 +72,10 @@ class DataFolder:
         self._lock = lock
 
     def unlock(self) -> None:
-        """Lets go of the folder."""
+        """Lets go of the folder, and leaves nothing elsewhere."""
         if self._lock is not None:
+            if self.socket.parent.parent != self.path:
+                shutil.rmtree(self.socket.parent, ignore_errors=True)
             self._lock.close()
             self._lock = None
 

@@ -19,6 +19,7 @@ import os
 import random
 import shutil
 import tempfile
+import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
@@ -32,6 +33,7 @@ from chassis.clock import SystemClock, Uuid7Ids
 from chassis.server import Mount, Server
 from jobstore.audit import Audit
 from jobstore.consistency import Consistency
+from jobstore.datafolder import DataFolder
 from jobstore.entities import Entities
 from jobstore.feed import Feed
 from jobstore.flows import Flows
@@ -39,6 +41,7 @@ from jobstore.journal import Journal
 from jobstore.leases import Leases, lease_pool
 from jobstore.migrate import migrate
 from jobstore.postgres import EmbeddedPostgres
+from jobstore.postmaster import DatabaseError
 from jobstore.queries import Queries
 from jobstore.reads import JobStoreService
 from jobstore.service import LARGEST_MESSAGE_MIB, JournalService
@@ -63,11 +66,26 @@ def url_of(postgres_url: str, database: str) -> str:
 def fast_folder(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     """A folder in memory, where copying a database takes a tenth of the time; on disk where there is none."""
     memory = Path("/dev/shm")
+    _remove_forgotten(memory)
     if memory.is_dir() and os.access(memory, os.W_OK) and shutil.disk_usage(memory).free > 2 << 30:
         with tempfile.TemporaryDirectory(prefix="waybill-test-", dir=memory) as folder:
             yield Path(folder)
     else:
         yield tmp_path_factory.mktemp("postgres")
+
+
+def _remove_forgotten(memory: Path) -> None:
+    """Gives back the memory of sessions that were killed, known by their age and by nobody holding their lock."""
+    for folder in memory.glob("waybill-test-*"):
+        forgotten = DataFolder(folder)
+        try:
+            if time.time() - folder.stat().st_mtime < 600:
+                continue
+            forgotten.lock()
+        except (DatabaseError, OSError):
+            continue  # somebody's who lives, or gone meanwhile
+        forgotten.unlock()
+        shutil.rmtree(folder, ignore_errors=True)
 
 
 @pytest.fixture(scope="session")

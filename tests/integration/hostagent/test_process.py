@@ -199,9 +199,13 @@ async def test_killed_at_any_moment_all_work_is_done_once(start_agent: StartAgen
     while not coordinator.is_done():
         async with connected(process.address) as agent:
             working = asyncio.create_task(coordinator.work(agent))
-            done, _ = await asyncio.wait({working}, timeout=moments.uniform(0.05, 0.5))
+            hearing = asyncio.create_task(coordinator.hear_of(moments.randint(1, 40)))
+            await asyncio.wait({working, hearing}, return_when=asyncio.FIRST_COMPLETED)
+            await asyncio.wait({working}, timeout=moments.uniform(0.0, 0.02))
+            done = working.done()
             kills += not done
             await process.kill()
+            hearing.cancel()
             try:
                 await working
             except* grpc.aio.AioRpcError:
@@ -223,6 +227,13 @@ class Coordinator:
     def __init__(self, total: int) -> None:
         self.total = total
         self.over: dict[str, Any] = {}
+        self.heard = asyncio.Condition()
+
+    async def hear_of(self, more: int) -> None:
+        """Waits for the ends of so many more tasks."""
+        enough = min(len(self.over) + more, self.total)
+        async with self.heard:
+            await self.heard.wait_for(lambda: len(self.over) >= enough)
 
     def is_done(self) -> bool:
         return len(self.over) == self.total
@@ -245,6 +256,8 @@ class Coordinator:
             if status.state == FINISHED:
                 assert status.result == SUCCESS
                 assert self.over.setdefault(status.task_id, status) == status
+                async with self.heard:
+                    self.heard.notify_all()
             if self.is_done():
                 return
 

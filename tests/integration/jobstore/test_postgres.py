@@ -21,7 +21,7 @@ import pytest
 from tests.integration.jobstore.processes import PATHS, a_jobstore, await_listening, end
 
 from chassis.clock import SystemClock
-from jobstore.datafolder import DataFolder
+from jobstore.datafolder import DataFolder, socket_folder
 from jobstore.postgres import EmbeddedPostgres, check_server, database
 from jobstore.postmaster import DatabaseError, Postmaster
 
@@ -176,6 +176,8 @@ async def test_a_data_folder_too_deep_for_a_socket(data_dir: Path) -> None:
     async with postgres(deep) as running:
         await check_server(running.url)
         assert f"waybill-{os.geteuid()}" in running.url
+        assert socket_folder(deep).exists()
+    assert not socket_folder(deep).exists()
 
 
 async def test_a_database_that_does_not_let_us_in(data_dir: Path) -> None:

@@ -432,7 +432,7 @@ def test_five_thousand_concurrent_children_are_one_commit() -> None:
 
 def test_many_children_cost_what_each_costs() -> None:
     """Counted in lines run, not in seconds."""
-    few, many = _lines_run(50), _lines_run(500)
+    few, many = _lines_run(20), _lines_run(200)
     assert many < 11 * few
 
 

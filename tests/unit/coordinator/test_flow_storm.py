@@ -13,7 +13,7 @@ from hypothesis import HealthCheck, event, given, settings
 from hypothesis import strategies as st
 from tests.unit.coordinator.flow_storm import Storm
 
-STORMS = int(os.environ.get("WAYBILL_STORMS", "100"))
+STORMS = int(os.environ.get("WAYBILL_STORMS", "50"))
 
 
 def weather(rng: Random) -> Storm:

@@ -270,5 +270,5 @@ class CareMachine(RuleBasedStateMachine):
         assert all(self.on_host[task_id].state == FINISHED for task_id in ended)
 
 
-CareMachine.TestCase.settings = settings(max_examples=50, stateful_step_count=30)
+CareMachine.TestCase.settings = settings(stateful_step_count=30)
 TestCare: Callable[..., object] = CareMachine.TestCase

@@ -6,7 +6,7 @@ import json
 from typing import Any
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from coordinator.plan import (
@@ -101,7 +101,6 @@ plans = st.recursive(
 )
 
 
-@settings(deadline=None, max_examples=60)
 @given(plans)
 def test_a_plan_survives_json_unchanged(plan: Plan) -> None:
     assert through_json(plan) == plan

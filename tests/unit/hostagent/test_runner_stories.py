@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Awaitable, Callable
 
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from tests.unit.hostagent.scripted_host import OWNER, Agent, a_spec, an_agent
 
@@ -122,7 +122,6 @@ class Story:
         assert self.agent.runner.running == self.agent.runner.waiting == 0
 
 
-@settings(max_examples=40, deadline=None)
 @given(st.lists(steps, max_size=25))
 def test_whatever_happens_the_ledger_and_what_is_told_agree_and_all_tasks_end(story: list[tuple[str, str]]) -> None:
     async def tell() -> None:

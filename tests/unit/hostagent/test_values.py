@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 from google.protobuf import json_format
 from google.protobuf.struct_pb2 import Struct
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from hostagent import values
@@ -23,7 +23,6 @@ plain = st.recursive(
 )
 
 
-@settings(max_examples=40)
 @given(st.dictionaries(st.text(), plain, max_size=5))
 def test_what_goes_into_a_struct_comes_out_equal(original: dict[str, Any]) -> None:
     struct = values.plain_to_struct(original)

@@ -1,0 +1,14 @@
+"""How Hypothesis draws: the same examples in every run, so that a red test is red for a reason.
+
+`HYPOTHESIS_PROFILE=search` looks for new ones instead, and for longer.
+"""
+
+from __future__ import annotations
+
+import os
+
+from hypothesis import settings
+
+settings.register_profile("same", derandomize=True, deadline=None, max_examples=30)
+settings.register_profile("search", deadline=None, max_examples=1_000)
+settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "same"))
