@@ -9,6 +9,7 @@ from typing import Final
 
 from chassis import logs
 from chassis.errors import WaybillError
+from coordinator.doorbell import settled
 from coordinator.hostlink import HostAway, HostLink, Surroundings
 from coordinator.retries import Backoff
 from waybill.v1 import hostagent_pb2
@@ -41,6 +42,7 @@ class Clears:
     async def _send(self) -> None:
         pauses = Backoff(self._around.rng, longest=5.0)
         while self._queue:
+            await settled(self._queue)
             done = await self._clear(list(islice(self._queue, MOST_CLEARS)))
             for task_id in done:
                 self._queue.pop(task_id, None)

@@ -1,7 +1,8 @@
 """The coordinator's only writer.
 
 Everything that the coordinator wants stored goes through here in batches: while one batch is on its way the next one
-gathers, so a busy coordinator makes few large transactions and an idle one writes at once. There is no timer.
+gathers, and goes when the loop is at rest. So a busy coordinator makes few large transactions and an idle one writes at
+once. There is no timer.
 
     commit() ──┐                        ┌─▶ one batch on its way ──▶ jobstore: one transaction, one revision
     observe() ─┼─▶ Gathering ──take()──▶│      nobody answered: the very same again, for ever
@@ -37,7 +38,7 @@ from chassis.clock import Clock
 from chassis.errors import WaybillError, unavailable
 from coordinator.background import Background
 from coordinator.batches import Batch, Gathering, Waiting
-from coordinator.doorbell import set_within
+from coordinator.doorbell import set_within, settled
 from coordinator.journalwatch import HeardEntities, HeardRequests, JournalWatch
 from coordinator.retries import Backoff, verdict
 from waybill.v1 import jobs_pb2, jobstore_pb2, jobstore_pb2_grpc
@@ -147,6 +148,7 @@ class Journal:
                 self._something.clear()
                 self._idle.set()
                 continue
+            await settled(self._gathering.commits)
             self._in_flight = self._gathering.take()
             await self._deliver(self._in_flight)
             self._in_flight = None

@@ -10,6 +10,7 @@ from typing import Final
 from google.rpc import status_pb2
 
 from chassis.errors import WaybillError
+from coordinator.doorbell import settled
 from coordinator.hostlink import HostAway, HostLink, Surroundings
 from coordinator.refusals import is_for_now, too_late
 from coordinator.retries import Backoff
@@ -50,7 +51,7 @@ class Starts:
 
     async def _send(self) -> None:
         pauses = Backoff(self._around.rng, first=0.02)
-        while batch := self._take():
+        while batch := await self._next():
             again = await self._start(batch)
             if len(again) < len(batch):
                 pauses.reset()
@@ -58,6 +59,10 @@ class Starts:
                 self._queue.extendleft(reversed(again))
                 await self._around.clock.sleep(pauses.next())
         self._sender = None
+
+    async def _next(self) -> list[Entry]:
+        await settled(self._queue)
+        return self._take()
 
     def _take(self) -> list[Entry]:
         """Takes the next ones out of the queue; those that nobody wants any more are dropped."""

@@ -42,7 +42,7 @@ async def pass_time(clock: ManualClock, condition: Callable[[], Any], step: floa
     the other end does not, and should not find that much time has passed meanwhile.
     """
     while not condition():
-        await turns(5)
+        await turns(12)  # more than what gathers before it is sent takes
         if clock.sleeping >= sleepers:
             clock.advance(step)
 

@@ -82,6 +82,8 @@ async def started(hosts: Hosts, host: ScriptedHost, *task_ids: str) -> None:
     start(hosts, *task_ids)
     await until(lambda: set(task_ids) <= {task_id for batch in host.batches for task_id in batch})
     await until(lambda: len(host.watchers))
+    link = hosts.link("h1")  # whose answer to StartTasks comes before the next one
+    await link.ask(link.stub.GetTaskStatus, hostagent_pb2.GetTaskStatusRequest(task_id=task_ids[0]))
     await turns()
 
 
