@@ -50,6 +50,8 @@ class Call(NamedTuple):
     """`/waybill.v1.JobStore/GetJob`"""
     metadata: _Metadata
     caller: CallContext
+    rpc: _Rpc
+    """What gRPC knows of it."""
 
 
 Ended = Callable[[BaseException | None], None]
@@ -185,7 +187,7 @@ class _Method:
         return CallContext(named, caller.user)
 
     def _observe(self, rpc: _Rpc, caller: CallContext) -> Ended:
-        call = Call(self._name, rpc.invocation_metadata() or (), caller)
+        call = Call(self._name, rpc.invocation_metadata() or (), caller, rpc)
         ends = [observer(call) for observer in self._observers]
 
         def ended(error: BaseException | None) -> None:

@@ -16,7 +16,7 @@ import sys
 from collections.abc import Iterator
 from typing import Any, Final, TypeVar
 
-from pydantic import ValidationError
+from pydantic import Field, ValidationError
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 BAD_SETTINGS: Final = 2
@@ -27,6 +27,9 @@ _KUBERNETES_LINK: Final = re.compile(r"_(SERVICE_HOST|SERVICE_PORT(_\w+)?|PORT(_
 
 class ServiceSettings(BaseSettings):
     """The settings of a service: subclass with `prefix="JOBSTORE_"` and fields that say what they are for."""
+
+    traces_endpoint: str = Field(default="", description="host:port of an OTLP/gRPC collector for traces; empty: none")
+    metrics_listen: str = Field(default="", description="host:port to serve Prometheus metrics on; empty: none")
 
     model_config = SettingsConfigDict(frozen=True, extra="ignore", validate_default=True)
 
