@@ -8,12 +8,13 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Protocol, TypeVar
 
 import grpc
 
 from waybill_client.errors import CORRELATION_ID, InvalidArgument, Violation, WaybillError
+from waybill_client.tracing import CallSpans
 
 USER = "x-waybill-user"
 
@@ -42,6 +43,7 @@ class Caller:
     user: str = ""
     timeout: float = 10.0
     wait_for_ready: bool = False
+    spans: CallSpans = field(default_factory=CallSpans)
 
     def __post_init__(self) -> None:
         """Raises InvalidArgument for a user whose name metadata cannot carry."""
@@ -64,6 +66,18 @@ class Caller:
         The service config repeats a call only until a part of the answer has come, so a connection that breaks just
         then is left to us: every call may be repeated (`client.py` sees to that).
         """
+        with self.spans.around(method) as (trace, answered):
+            answer = await self._call(method, request, self.metadata(correlation_id) + trace, timeout)
+            answered(answer)
+            return answer
+
+    async def _call(
+        self,
+        method: grpc.aio.UnaryUnaryMultiCallable[Request, Answer],
+        request: Request,
+        metadata: tuple[tuple[str, str], ...],
+        timeout: float | None,
+    ) -> Answer:
         began = asyncio.get_running_loop().time()
         limit = self.timeout if timeout is None else timeout
         patience = limit if self.wait_for_ready else _PATIENCE_SECONDS
@@ -73,14 +87,14 @@ class Caller:
                 return await method(
                     request,
                     timeout=max(0.0, limit - spent),
-                    metadata=self.metadata(correlation_id),
+                    metadata=metadata,
                     wait_for_ready=self.wait_for_ready,
                 )
             except grpc.aio.AioRpcError as error:
                 spent = asyncio.get_running_loop().time() - began
                 if error.code() is not grpc.StatusCode.UNAVAILABLE or spent > patience:
                     refused = WaybillError.from_rpc_error(error, peer=self.peer)
-                    refused.correlation_id = refused.correlation_id or correlation_id
+                    refused.correlation_id = refused.correlation_id or dict(metadata).get(CORRELATION_ID, "")
                     raise refused from None
             await asyncio.sleep(_PAUSE_SECONDS)
 

@@ -14,6 +14,7 @@ from typing import Any, Self
 from uuid import uuid4
 
 import grpc
+from opentelemetry.trace import TracerProvider
 
 from waybill.v1 import coordinator_pb2 as coordinator
 from waybill.v1 import coordinator_pb2_grpc, jobstore_pb2_grpc
@@ -23,6 +24,7 @@ from waybill_client.calls import Caller, pages
 from waybill_client.channels import open_channel
 from waybill_client.errors import DeadlineExceeded, Unavailable, WaybillError
 from waybill_client.filters import where
+from waybill_client.tracing import CallSpans
 from waybill_client.view import JobsView
 from waybill_client.watch import Complete, JobChange, JobWatch, Marked, Removed
 from waybill_client.words import is_ended, struct, timestamp
@@ -36,7 +38,8 @@ class WaybillClient:
 
     Addresses come from WAYBILL_COORDINATOR and WAYBILL_JOBSTORE unless given; each may be several with commas between
     them. `timeout` is the deadline of every call in seconds. `wait_for_ready` waits that long for a service that is
-    away instead of giving up after a second or two.
+    away instead of giving up after a second or two. `tracer_provider` makes the calls' spans; by default the one that
+    the application has set up for OpenTelemetry.
 
         async with WaybillClient() as client:
             job = await client.run_command("RemoveVm", {"vm_id": "vm-1"})
@@ -51,11 +54,13 @@ class WaybillClient:
         user: str = "",
         timeout: float = 10.0,
         wait_for_ready: bool = False,
+        tracer_provider: TracerProvider | None = None,
     ) -> None:
         self.coordinator_address = coordinator or os.environ.get("WAYBILL_COORDINATOR") or DEFAULT_COORDINATOR
         self.jobstore_address = jobstore or os.environ.get("WAYBILL_JOBSTORE") or DEFAULT_JOBSTORE
-        self._runs = Caller(f"coordinator at {self.coordinator_address}", user, timeout, wait_for_ready)
-        self._reads = Caller(f"jobstore at {self.jobstore_address}", user, timeout, wait_for_ready)
+        spans = CallSpans(tracer_provider)
+        self._runs = Caller(f"coordinator at {self.coordinator_address}", user, timeout, wait_for_ready, spans)
+        self._reads = Caller(f"jobstore at {self.jobstore_address}", user, timeout, wait_for_ready, spans)
         self._channels = AsyncExitStack()
 
     async def __aenter__(self) -> Self:

@@ -5,7 +5,7 @@ Two kinds of spans leave a process, both by one outbox:
     calls   a server span around a call that a client made (RunCommand, CancelJob, GetJob …). Live: OpenTelemetry's SDK
             makes it, by the conventions of its gRPC instrumentation, and it is the current one while the call runs.
     work    a command, a task: it lasts longer than any call and may outlive the process it began in. A span cannot be
-            reopened, so its id is reserved in a row (`span_id_of`), and whoever sees the work end *records* the span,
+            reopened, so its id is reserved in a row, and whoever sees the work end *records* the span,
             out of stored facts alone: recorded again after a crash it is the very same span.
 
     record() ─▶ outbox ─▶ one batch on its way to the collector, the next gathers ─▶ exported() ─▶ may be forgotten
@@ -86,14 +86,6 @@ class Context(NamedTuple):
     """16 hex digits."""
     sampled: bool = True
     """False: the trace's root decided that nobody records it."""
-
-
-def span_id_of(uuid: str) -> str:
-    """Returns the span id reserved for what has this UUID: 16 hex digits, the same in every process.
-
-    The UUID's second half, which is random in version 7 and a hash in version 5.
-    """
-    return uuid.replace("-", "")[16:]
 
 
 def parse_traceparent(text: str) -> Context | None:
@@ -321,6 +313,11 @@ def parent_of_work() -> Context | None:
     return _parent.get()
 
 
+def describe_call(attributes: Mapping[str, Value]) -> None:
+    """Adds attributes to the current call's span, if it has one."""
+    trace.get_current_span().set_attributes(attributes)
+
+
 def link_call(to: Context) -> None:
     """Links the current call's span to another one: to work that it is about, but did not begin."""
     context = trace.SpanContext(int(to.trace_id, 16), int(to.span_id, 16), is_remote=True)
@@ -427,6 +424,11 @@ def _end_of(error: BaseException | None) -> tuple[grpc.StatusCode, str]:
     return grpc.StatusCode.INTERNAL, "INTERNAL"
 
 
+def no_tracing() -> Tracing:
+    """Returns the tracing of a process without a collector."""
+    return Tracing(None, trace.NoOpTracerProvider())
+
+
 @asynccontextmanager
 async def open_tracing(
     endpoint: str, service_name: str, resource: Mapping[str, str] | None = None
@@ -440,7 +442,7 @@ async def open_tracing(
             about traces that begin here.
     """
     if not endpoint:
-        yield Tracing(None, trace.NoOpTracerProvider())
+        yield no_tracing()
         return
     named = {"service.name": service_name, "service.namespace": "waybill", "service.version": version("waybill")}
     described = Resource.create({**named, **(resource or {})})

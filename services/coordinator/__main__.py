@@ -11,6 +11,7 @@ from chassis.channels import open_channel
 from chassis.clock import SystemClock, Uuid7Ids
 from chassis.server import Mount, end_process, run, serve
 from chassis.settings import load
+from chassis.tracing import open_tracing
 from coordinator.background import Background
 from coordinator.commands.base import Registry
 from coordinator.engine import Engine, going_down
@@ -46,9 +47,10 @@ async def main(settings: Settings) -> None:
             coordinator_id,
         ) as hosts,
         Background() as background,
+        open_tracing(settings.traces_endpoint, "waybill-coordinator") as tracing,
     ):
         store = jobstore_pb2_grpc.JobStoreStub(reading)
-        engine = Engine(journal, hosts, registry, background, clock, ids, rng)
+        engine = Engine(journal, hosts, registry, background, clock, ids, rng, tracing=tracing)
         monitor = Monitor(journal, store, hosts, clock, rng, coordinator_id=coordinator_id)
         recovery = Recovery(
             journal,
@@ -58,6 +60,7 @@ async def main(settings: Settings) -> None:
             lease_seconds=settings.lease_seconds,
             on_flows=engine.flows_claimed,
             on_death=monitor.look_around,
+            on_untraced=engine.ended_untold,
             is_running=engine.is_running,
         )
         lease = Lease(
@@ -68,11 +71,18 @@ async def main(settings: Settings) -> None:
             address=settings.listen,
             on_lost=lambda why: give_up(engine, why),
             on_leases=recovery.leases_seen,
+            traced_revision=lambda: engine.deliveries.mark,
         )
         background.start(coordinate(journal, engine, lease, monitor, recovery, ready), "coordinate")
         service = CoordinatorService(engine, registry, store, ids)
         mount = Mount("waybill.v1.Coordinator", service, coordinator_pb2_grpc.add_CoordinatorServicer_to_server)
-        await serve(settings.listen, [mount], ready=until(ready), before_stop=lambda: let_go(engine, journal))
+        await serve(
+            settings.listen,
+            [mount],
+            ready=until(ready),
+            before_stop=lambda: let_go(engine, journal),
+            observers=[tracing.observer],
+        )
         await journal.drain(DRAIN_SECONDS)
 
 

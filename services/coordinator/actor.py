@@ -21,6 +21,7 @@ from chassis import logs
 from chassis.errors import WaybillError, unavailable
 from coordinator import events as ev
 from coordinator import wire
+from coordinator.chronicle import Chronicle
 from coordinator.commands.base import Command, CommandType
 from coordinator.flow import INTERNAL, FlowTree
 from coordinator.plan import EntityRef
@@ -56,6 +57,7 @@ class Actor:
         self._cancels: dict[int, asyncio.Future[jobs_pb2.Job]] = {}
         self._timers: dict[str, float] = {}  # the latest moment of each key: an older one fires for nothing
         self._waits: frozenset[EntityRef] = frozenset()
+        self.chronicle = Chronicle(engine.tracing, engine.deliveries, tree)
 
     @property
     def flow_command_id(self) -> str:
@@ -191,7 +193,7 @@ class Actor:
             incarnation=leaf.incarnation,
             priority=job.priority,
             correlation_id=job.correlation_id,
-            traceparent=self.tree.command(leaf.command_id).traceparent,
+            traceparent=self.tree.command(leaf.command_id).own_traceparent,
             job_id=job.job_id,
             command_id=leaf.command_id,
             span_id=leaf.span_id,
@@ -207,6 +209,7 @@ class Actor:
             leaf.incarnation = leaf.incarnation or self._engine.hosts.incarnation_of(leaf.host_id)
         message = wire.commit_message(self.tree, effect.mutations, effect.sequence, self._engine.ids.new)
         self._reading = Reading(self._engine.read_entities)
+        self.chronicle.written(effect.mutations)
         self._engine.journal.commit(message).add_done_callback(self._committed)
 
     def _committed(self, commit: asyncio.Future[jobstore_pb2.FlowCommitResult]) -> None:
@@ -220,6 +223,7 @@ class Actor:
             self._engine.done(self)
         elif result.HasField("error"):
             self._reading = Reading(self._engine.read_entities)
+            self.chronicle.refused()
             self.post(ev.RecordRefused(wire.failure_from(result.error)))
         else:
             seen = {
@@ -228,7 +232,9 @@ class Actor:
                 )
                 for entity in result.entities
             }
-            self.post(ev.Recorded(result.revision, wire.seconds_of(result.time), seen))
+            time = wire.seconds_of(result.time)
+            self._engine.announce_later(self, self.chronicle.recorded(result.revision, time))
+            self.post(ev.Recorded(result.revision, time, seen))
 
     # --- the commands' code ------------------------------------------------------------------------------------------
 

@@ -28,7 +28,7 @@ from coordinator import failures, leaves
 from coordinator.book import Book
 from coordinator.cancellation import Cancellation
 from coordinator.compensation import Compensation
-from coordinator.nodes import WORK, LiveCommand, Node, Outcome, build
+from coordinator.nodes import WORK, LiveCommand, Node, Outcome, build, span_id_of
 from coordinator.outbox import Outbox
 from coordinator.plan import Change, Child, Plan
 from coordinator.planjson import plan_from_json, plan_to_json
@@ -309,13 +309,15 @@ def _outcome_of_work(command: LiveCommand, root: Node) -> Outcome:
 
 
 def _child_row(node: Node, command_id: str, plan: Child) -> Command:
-    step = node.nearest_step()
+    parent, step = node.command.row, node.nearest_step()
     return Command(
         command_id=command_id,
-        parent_command_id=node.command.row.command_id,
+        parent_command_id=parent.command_id,
         command_type=plan.command_type,
         parameters=plan.parameters,
         parameters_version=plan.parameters_version,
         step_id=step.step_id if step is not None else "",
         node=f"{node.attempt}:{node.path}",
+        span_id=span_id_of(command_id) if parent.span_id else "",
+        traceparent=parent.own_traceparent,
     )

@@ -24,20 +24,23 @@ from __future__ import annotations
 import asyncio
 import random
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Final
 
 from chassis import logs
 from chassis.clock import Clock, Ids
 from chassis.errors import WaybillError, internal, unavailable
+from chassis.tracing import Tracing, format_traceparent, no_tracing, parent_of_work
 from coordinator import events as ev
 from coordinator import wire
 from coordinator.actor import Actor
 from coordinator.background import Background
+from coordinator.chronicle import ANNOUNCE_SECONDS, Chronicle, Deliveries
 from coordinator.commands.base import Command, Registry
 from coordinator.flow import FlowTree
 from coordinator.hosts import Hosts
 from coordinator.journal import Journal
+from coordinator.nodes import span_id_of
 from coordinator.plan import EntityRef
 from coordinator.retries import Backoff
 from coordinator.rows import Cancel, Job, Status
@@ -66,6 +69,7 @@ class Engine:
         ids: Ids,
         rng: random.Random,
         *,
+        tracing: Tracing | None = None,
         most_unanswered: int = MOST_UNANSWERED,
     ) -> None:
         self.journal = journal
@@ -76,6 +80,9 @@ class Engine:
         self.ids = ids
         self.rng = rng
         self.timers = Timers(clock)
+        self.tracing = tracing if tracing is not None else no_tracing()
+        self.deliveries = Deliveries(self.tracing.enabled)
+        self._unannounced: deque[tuple[float, Actor, str]] = deque()  # when, whose, which command
         self._flows: dict[str, Actor] = {}
         self._by_job: dict[str, Actor] = {}
         self._by_task: dict[str, Actor] = {}
@@ -88,6 +95,8 @@ class Engine:
     def start(self) -> None:
         """Begins to listen; the background must have been entered."""
         self.background.start(self.timers.run(), "timers")
+        if self.tracing.enabled:
+            self.background.start(self._announce(), "announcements")
         self.journal.on_entities(self.entities_changed)
         self.journal.on_requests(self.requests_left)
 
@@ -141,6 +150,9 @@ class Engine:
             parameters=job.parameters,
             parameters_version=command.parameters_version,
         )
+        if (caller := parent_of_work()) is not None:
+            root.span_id = job.span_id = span_id_of(root.command_id)
+            root.traceparent, job.trace_id = format_traceparent(caller), caller.trace_id
         actor = Actor(self, FlowTree(job, root, cancel=command.type_.cancel))
         actor.keep(root.command_id, command)
         return actor
@@ -226,8 +238,15 @@ class Engine:
         kind = self.registry.get(rows.job.command_type)
         actor = Actor(self, FlowTree.load(rows, cancel=kind.cancel if kind is not None else Cancel.NONE))
         self._add(actor)
+        self.announce_later(actor, actor.chronicle.resume(message))
         actor.post(ev.Recovered())
         self.requests_left(message.requests)
+
+    def ended_untold(self, flows: Sequence[jobstore_pb2.FlowRows]) -> None:
+        """Delivers the spans of flows that had ended, whose coordinator died before it could."""
+        for message in flows:
+            tree = FlowTree.load(wire.rows_from(message), cancel=Cancel.NONE)
+            Chronicle(self.tracing, self.deliveries, tree).resume(message)
 
     # --- for actors --------------------------------------------------------------------------------------------------
 
@@ -243,6 +262,20 @@ class Engine:
     def expect(self, task_id: str, actor: Actor) -> None:
         """Reports of this task are for that flow."""
         self._by_task[task_id] = actor
+
+    def announce_later(self, actor: Actor, command_ids: Iterable[str]) -> None:
+        """These commands of a flow began: what still runs after a second is announced in the trace."""
+        if self.tracing.enabled:
+            due = self.clock.monotonic() + ANNOUNCE_SECONDS
+            self._unannounced.extend((due, actor, command_id) for command_id in command_ids)
+
+    async def _announce(self) -> None:
+        while True:
+            await self.clock.sleep(ANNOUNCE_SECONDS / 4)
+            now = self.clock.monotonic()
+            while self._unannounced and self._unannounced[0][0] <= now:
+                _, actor, command_id = self._unannounced.popleft()
+                actor.chronicle.announce(command_id)
 
     def waits_changed(self, actor: Actor, before: frozenset[EntityRef], now: frozenset[EntityRef]) -> None:
         """The flow waits for other entities than before."""

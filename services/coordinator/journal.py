@@ -212,7 +212,9 @@ class Journal:
         request = jobstore_pb2.ClaimHostsRequest(coordinator_id=self._coordinator_id)
         return list((await self._ask(self._stub.ClaimHosts, request)).host_ids)
 
-    async def claim_flows(self, dead_coordinator_id: str, observed_counter: int, limit: int = 100) -> list[str]:
+    async def claim_flows(
+        self, dead_coordinator_id: str, observed_counter: int, limit: int = 100
+    ) -> jobstore_pb2.ClaimFlowsResponse:
         """Takes over unfinished flows of a coordinator whose lease stands still at that counter, or ("") of none.
 
         In one attempt: when its answer is lost, another would name other flows. Our own id: which flows are ours.
@@ -223,16 +225,20 @@ class Journal:
             observed_counter=observed_counter,
             limit=limit,
         )
-        return list((await self._ask(self._stub.ClaimFlows, request, patience=0)).flow_command_ids)
+        return await self._ask(self._stub.ClaimFlows, request, patience=0)
 
     async def load_flows(self, flow_command_ids: Sequence[str]) -> list[jobstore_pb2.FlowRows]:
         """Returns the rows of at most 100 flows; waits for as long as the jobstore is away, for they are ours."""
         request = jobstore_pb2.LoadFlowsRequest(flow_command_ids=flow_command_ids)
         return list((await self._ask(self._stub.LoadFlows, request, patience=math.inf)).flows)
 
-    async def renew_lease(self, counter: int, address: str, seconds: float) -> list[jobstore_pb2.Lease]:
+    async def renew_lease(
+        self, counter: int, address: str, seconds: float, traced_revision: int = -1
+    ) -> list[jobstore_pb2.Lease]:
         """Takes (counter 1) or renews our lease in one attempt; returns all leases. Raises LEASE_LOST."""
-        request = jobstore_pb2.RenewLeaseRequest(coordinator_id=self._coordinator_id, counter=counter, address=address)
+        request = jobstore_pb2.RenewLeaseRequest(
+            coordinator_id=self._coordinator_id, counter=counter, address=address, traced_revision=traced_revision
+        )
         return list((await self._ask(self._stub.RenewLease, request, patience=0, seconds=seconds)).leases)
 
     async def release_lease(self, seconds: float) -> None:

@@ -18,7 +18,7 @@ from typing import Any
 
 from coordinator import events as ev
 from coordinator import failures
-from coordinator.nodes import Node, Outcome
+from coordinator.nodes import Node, Outcome, span_id_of
 from coordinator.plan import Call, Task, WaitFor
 from coordinator.rows import Command, CommandStatus, EventNote, Failure, Leaf, LeafKind, Severity
 from coordinator.waits import condition_of
@@ -26,12 +26,12 @@ from coordinator.waits import condition_of
 
 def intent(node: Node, task_id: str, step_id: str, now: float) -> Leaf:
     """The row of a leaf that begins now."""
-    plan = node.plan
+    plan, command = node.plan, node.command.row
     assert isinstance(plan, Task | Call | WaitFor)
     leaf = Leaf(
         task_id=task_id,
         kind=_KINDS[type(plan)],
-        command_id=node.command.row.command_id,
+        command_id=command.command_id,
         step_id=step_id,
         attempt=node.attempt,
         path=node.path,
@@ -41,6 +41,7 @@ def intent(node: Node, task_id: str, step_id: str, now: float) -> Leaf:
     if isinstance(plan, WaitFor):
         leaf.arguments = condition_of(node, plan)
     else:
+        leaf.span_id = span_id_of(task_id) if command.span_id else ""
         leaf.host_id, leaf.verb, leaf.arguments = plan.host_id, plan.verb, plan.arguments
         if isinstance(plan, Task):
             leaf.expected_generation = plan.expected_generation

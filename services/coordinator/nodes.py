@@ -69,6 +69,11 @@ def derived_id(namespace: bytes, attempt: int, path: str, kind: str) -> str:
     return f"{text[:8]}-{text[8:12]}-5{text[13:16]}-{_VARIANT[text[16]]}{text[17:20]}-{text[20:32]}"
 
 
+def span_id_of(id_: str) -> str:
+    """The span reserved for a command or task, 16 hex digits: the random half of its id, the same in every process."""
+    return id_[19:23] + id_[24:]
+
+
 _VARIANT: Final = {digit: "89ab"[int(digit, 16) & 3] for digit in "0123456789abcdef"}
 
 

@@ -58,14 +58,19 @@ class Lease:
         address: str,
         on_lost: Callable[[str], None],
         on_leases: Callable[[Sequence[jobstore_pb2.Lease]], None],
+        traced_revision: Callable[[], int] = lambda: -1,
     ) -> None:
-        """`address`: where we listen. `on_lost` is told why, once; `on_leases` of all leases, at each renewal."""
+        """`address`: where we listen. `on_lost` is told why, once; `on_leases` of all leases, at each renewal.
+
+        `traced_revision`: up to where the spans of ended flows have been delivered.
+        """
         self._journal = journal
         self._clock = clock
         self._lease_seconds = lease_seconds
         self._address = address
         self._on_lost = on_lost
         self._on_leases = on_leases
+        self._traced_revision = traced_revision
         self._counter = 0  # of the last renewal that was answered
         self._held_from = 0.0  # when that renewal was sent
         self._pauses = Backoff(rng)
@@ -114,7 +119,7 @@ class Lease:
         """Renews in one attempt; tells whether that was answered."""
         asked = self._clock.monotonic()
         try:
-            leases = await self._journal.renew_lease(self._counter + 1, self._address, seconds)
+            leases = await self._journal.renew_lease(self._counter + 1, self._address, seconds, self._traced_revision())
         except WaybillError as error:
             if error.reason == "LEASE_LOST":
                 self._lose(error.message)
@@ -158,10 +163,13 @@ class Recovery:
         lease_seconds: float,
         on_flows: Callable[[Sequence[jobstore_pb2.FlowRows]], None],
         on_death: Callable[[], None],
+        on_untraced: Callable[[Sequence[jobstore_pb2.FlowRows]], None] = lambda flows: None,
         is_running: Callable[[str], bool] = lambda flow_command_id: False,
         orphan_seconds: float = ORPHAN_SECONDS,
     ) -> None:
         """`on_flows` takes claimed flows up. `on_death`: a coordinator is gone, its flows are claimed.
+
+        `on_untraced` delivers the spans of flows that had ended, which the dead one may not have done.
 
         `is_running` tells whether a flow of ours is at work already, by its id.
         """
@@ -170,6 +178,7 @@ class Recovery:
         self._coordinator_id = coordinator_id
         self._on_flows = on_flows
         self._on_death = on_death
+        self._on_untraced = on_untraced
         self._is_running = is_running
         self._orphan_seconds = orphan_seconds
         self._leases = LeaseBook(coordinator_id, lease_seconds)
@@ -230,10 +239,16 @@ class Recovery:
     async def _claim(self, coordinator_id: str, counter: int) -> list[str]:
         """Claims some flows. When it raises, nobody knows whether it did."""
         try:
-            return await self._journal.claim_flows(coordinator_id, counter, FLOWS_AT_ONCE)
+            claimed = await self._journal.claim_flows(coordinator_id, counter, FLOWS_AT_ONCE)
         except WaybillError as error:
             self._in_doubt = self._in_doubt or error.reason != "LEASE_LOST"
             raise
+        await self._tell_of(claimed.untraced_flow_command_ids)
+        return list(claimed.flow_command_ids)
+
+    async def _tell_of(self, untraced: Sequence[str]) -> None:
+        for first in range(0, len(untraced), FLOWS_AT_ONCE):
+            self._on_untraced(await self._journal.load_flows(untraced[first : first + FLOWS_AT_ONCE]))
 
     async def _load(self, flow_command_ids: Sequence[str]) -> None:
         missing = [each for each in flow_command_ids if not self._is_running(each)]

@@ -170,7 +170,10 @@ class Step:
 
 @dataclass(slots=True)
 class Command:
-    """A row of the command table. `plans` holds the sealed plan of each attempt, as JSON; `node` is "attempt:path"."""
+    """A row of the command table. `plans` holds the sealed plan of each attempt, as JSON; `node` is "attempt:path".
+
+    `span_id` is reserved for the command's own span, which is below the one that `traceparent` (W3C) names.
+    """
 
     command_id: str
     parent_command_id: str
@@ -185,6 +188,11 @@ class Command:
     node: str = ""
     span_id: str = ""
     traceparent: str = ""
+
+    @property
+    def own_traceparent(self) -> str:
+        """The trace context of its own span, for what it begins; empty if nobody traces it."""
+        return f"{self.traceparent[:36]}{self.span_id}{self.traceparent[52:]}" if self.traceparent else ""
 
     def image(self) -> Image:
         """What of it changes. `plans` is replaced when it grows, never changed."""

@@ -7,7 +7,7 @@ from typing import Any
 
 import grpc
 
-from chassis import context, logs
+from chassis import context, logs, tracing
 from chassis.clock import Ids
 from chassis.errors import (
     WaybillError,
@@ -67,14 +67,20 @@ class CoordinatorService(coordinator_pb2_grpc.CoordinatorServicer):
         job, command = submissions.read(request, self._registry, context.current(), self._ids.new())
         if request.validate_only:
             return await self._engine.plan_only(job, command)
-        return await self._engine.submit(job, command)
+        stored = await self._engine.submit(job, command)
+        tracing.describe_call({"job.id": stored.job_id})
+        if stored.job_id != job.job_id:  # of a former request with this id, and in that one's trace
+            _link_to(stored)
+        return stored
 
     async def CancelJob(self, request: coordinator_pb2.CancelJobRequest, _: Context) -> jobs_pb2.Job:
         job_id = submissions.checked_job_id(request.job_id)
         reason = submissions.checked_reason(request.reason)
         user = context.current().user
         job = await self._engine.cancel(job_id, user, reason)
-        return job if job is not None else await self._cancel_elsewhere(job_id, user, reason)
+        job = job if job is not None else await self._cancel_elsewhere(job_id, user, reason)
+        _link_to(job)
+        return job
 
     async def _cancel_elsewhere(self, job_id: str, user: str, reason: str) -> jobs_pb2.Job:
         """The flow is another coordinator's, or over, or there is none."""
@@ -131,6 +137,13 @@ class CoordinatorService(coordinator_pb2_grpc.CoordinatorServicer):
         self, request: coordinator_pb2.HeartbeatExternalJobRequest, _: Context
     ) -> jobs_pb2.Job:
         raise not_available_yet("HeartbeatExternalJob")
+
+
+def _link_to(job: jobs_pb2.Job) -> None:
+    """A call that is about somebody else's job is part of its own trace, and points to the job's."""
+    tracing.describe_call({"job.id": job.job_id})
+    if job.trace_id:
+        tracing.link_call(tracing.Context(job.trace_id, job.span_id))
 
 
 def _described(kind: CommandType) -> coordinator_pb2.CommandType:

@@ -18,8 +18,8 @@ from collections.abc import Iterable, Mapping
 from typing import Final
 
 from coordinator.book import Book
-from coordinator.nodes import Node, derived_id, namespace_of
-from coordinator.plan import EntityRef, Plan
+from coordinator.nodes import Node, derived_id, namespace_of, span_id_of
+from coordinator.plan import Call, Child, EntityRef, Plan, Task
 from coordinator.rows import Failure, Status, Step, Subject
 
 VALIDATION: Final = "VALIDATION"
@@ -81,6 +81,7 @@ class StepTree:
                 Subject(ref.entity_type, ref.entity_id, self._names.get(ref, "")) for ref in _subjects_of(plan)
             ),
             weight=plan.weight,
+            span_id=_span_of(node),
         )
 
     def around(self, node: Node) -> Step:
@@ -149,6 +150,15 @@ class StepTree:
         if percent > step.progress:
             self._book.change_step(step)
             step.progress = percent
+
+
+def _span_of(node: Node) -> str:
+    """The span of what a step stands for: a command's or a task's. A group has none."""
+    if not node.command.row.span_id:
+        return ""
+    if isinstance(node.plan, Child):
+        return span_id_of(node.id("command"))
+    return span_id_of(node.id("leaf")) if isinstance(node.plan, Task | Call) else ""
 
 
 def _percent(fraction: float) -> int:

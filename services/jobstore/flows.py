@@ -177,6 +177,7 @@ def _job(row: Row) -> jobstore_pb2.JobRow:
         create_time=timestamp(row["create_time"]),
         start_time=timestamp(row["start_time"]),
         update_time=timestamp(row["update_time"]),
+        end_time=timestamp(row["end_time"]),
     )
 
 
@@ -187,6 +188,7 @@ def _step(row: Row) -> jobstore_pb2.StepRow:
         external_system_type=messages.EXTERNAL_SYSTEM_TYPE[row["external_system_type"]],
         subjects=messages.subjects(row["subjects"]),
         error=messages.status(row["error"]),
+        start_time=timestamp(row["start_time"]),
     )
 
 
@@ -197,6 +199,8 @@ def _command(row: Row) -> jobstore_pb2.CommandRow:
         parameters_json=row["parameters"],
         plans_json=row["plans"],
         error=messages.status(row["error"]),
+        create_time=timestamp(row["create_time"]),
+        end_time=timestamp(row["end_time"]),
     )
 
 

@@ -29,17 +29,19 @@ from jobstore.snapshots import Pool, borrowed
 from waybill.v1 import jobstore_pb2
 
 FLOWS_AT_ONCE: Final = 100
+MOST_UNTRACED: Final = 1_000
+"""Flows whose spans are delivered for a dead coordinator: more than it can have owed after a second."""
 LEASE_SECONDS: Final = 2.0
 """How long a renewal may take: later it would be too late."""
 
 _RENEW: Final = """
-    UPDATE coordinator_lease SET counter = $2, address = $3, update_time = clock_timestamp()
+    UPDATE coordinator_lease SET counter = $2, address = $3, traced_revision = $4, update_time = clock_timestamp()
     WHERE coordinator_id = $1 AND counter IN ($2 - 1, $2) AND NOT released
     RETURNING true
 """
 _TAKE: Final = """
-    INSERT INTO coordinator_lease (coordinator_id, counter, address, update_time)
-    VALUES ($1, 1, $2, clock_timestamp())
+    INSERT INTO coordinator_lease (coordinator_id, counter, address, traced_revision, update_time)
+    VALUES ($1, 1, $2, $3, clock_timestamp())
     ON CONFLICT (coordinator_id) DO NOTHING
     RETURNING true
 """
@@ -50,7 +52,10 @@ _RELEASE: Final = """
 """
 
 _HAS_LEASE: Final = "SELECT EXISTS (SELECT FROM coordinator_lease WHERE coordinator_id = $1 AND NOT released) AS alive"
-_END_LEASE: Final = "DELETE FROM coordinator_lease WHERE coordinator_id = $1 AND (counter = $2 OR released)"
+_END_LEASE: Final = """
+    DELETE FROM coordinator_lease WHERE coordinator_id = $1 AND (counter = $2 OR released)
+    RETURNING traced_revision, released
+"""
 _IS_LEASED: Final = "SELECT EXISTS (SELECT FROM coordinator_lease WHERE coordinator_id = $1) AS leased"
 
 # Unfinished flows are few, and found by an index of their own on their jobs' status.
@@ -62,6 +67,11 @@ _OF_ONE: Final = f"{_UNFINISHED} AND coordinator_id = $1 ORDER BY create_time, c
 _OF_NOBODY: Final = f"""
     {_UNFINISHED} AND coordinator_id <> ALL (ARRAY(SELECT coordinator_id FROM coordinator_lease))
     ORDER BY create_time, command_id LIMIT $1
+"""
+_UNTRACED: Final = """
+    SELECT job.flow_command_id FROM job JOIN command ON command.command_id = job.flow_command_id
+    WHERE job.revision > $2 AND job.end_time IS NOT NULL AND job.trace_id <> '' AND command.coordinator_id = $1
+    ORDER BY job.revision LIMIT $3
 """
 _TAKE_OVER: Final = """
     UPDATE command SET coordinator_id = $1, epoch = epoch + 1 WHERE command_id = ANY ($2::text[])
@@ -110,12 +120,14 @@ class Leases:
 
     # -- one's own
 
-    async def renew(self, coordinator_id: str, counter: int, address: str) -> list[jobstore_pb2.Lease]:
+    async def renew(
+        self, coordinator_id: str, counter: int, address: str, traced_revision: int = -1
+    ) -> list[jobstore_pb2.Lease]:
         """Takes a lease (counter 1) or renews it, and returns all leases; raises LEASE_LOST."""
         async with borrowed(self._pool) as connection:
-            held = await connection.fetchval(_RENEW, coordinator_id, counter, address)
+            held = await connection.fetchval(_RENEW, coordinator_id, counter, address, traced_revision)
             if not held and counter == 1:
-                held = await connection.fetchval(_TAKE, coordinator_id, address)
+                held = await connection.fetchval(_TAKE, coordinator_id, address, traced_revision)
             if not held:
                 raise lease_lost(coordinator_id)
             return [_lease(row) for row in await connection.fetch(_LEASES)]
@@ -127,21 +139,24 @@ class Leases:
 
     # -- another's
 
-    async def claim_flows(self, request: jobstore_pb2.ClaimFlowsRequest) -> list[str]:
+    async def claim_flows(self, request: jobstore_pb2.ClaimFlowsRequest) -> jobstore_pb2.ClaimFlowsResponse:
         """Takes over unfinished flows of a dead coordinator, or of none, and returns them; raises LEASE_LOST.
 
         Of oneself, it takes nothing and returns all: for whoever did not hear the answer to a claim.
         """
         return await self._journal.alone(lambda turn: self._claim_flows(turn, request), repeatable=False)
 
-    async def _claim_flows(self, turn: Turn, request: jobstore_pb2.ClaimFlowsRequest) -> list[str]:
+    async def _claim_flows(
+        self, turn: Turn, request: jobstore_pb2.ClaimFlowsRequest
+    ) -> jobstore_pb2.ClaimFlowsResponse:
         await _require_lease(turn, request.coordinator_id)
         if request.dead_coordinator_id == request.coordinator_id:
-            return [row["command_id"] for row in await turn.writer.fetch(_OF_ONE, request.coordinator_id, None)]
-        orphans = await _orphans(turn, request)
+            ours = await turn.writer.fetch(_OF_ONE, request.coordinator_id, None)
+            return jobstore_pb2.ClaimFlowsResponse(flow_command_ids=[row["command_id"] for row in ours])
+        orphans, untraced = await _orphans(turn, request)
         if orphans:
             await self._take_over(turn, request.coordinator_id, orphans)
-        return list(orphans)
+        return jobstore_pb2.ClaimFlowsResponse(flow_command_ids=orphans, untraced_flow_command_ids=untraced)
 
     async def _take_over(self, turn: Turn, coordinator_id: str, orphans: Mapping[str, str]) -> None:
         """Fences the former owners: their epoch is an old one from here on."""
@@ -161,25 +176,22 @@ class Leases:
         return await self._journal.alone(lambda turn: _claim_hosts(turn, coordinator_id))
 
 
-async def _orphans(turn: Turn, request: jobstore_pb2.ClaimFlowsRequest) -> dict[str, str]:
-    """Returns flows that may be taken over, and whose they were; none if the lease has moved since it stood still."""
+async def _orphans(turn: Turn, request: jobstore_pb2.ClaimFlowsRequest) -> tuple[dict[str, str], list[str]]:
+    """Returns flows that may be taken over and whose they were, none if the lease has moved since it stood still; and
+    ended ones whose spans are owed."""
     dead, limit = request.dead_coordinator_id, request.limit or FLOWS_AT_ONCE
     if not dead:
         rows = await turn.writer.fetch(_OF_NOBODY, limit)
-    elif await _end_lease(turn, dead, request.observed_counter):
-        rows = await turn.writer.fetch(_OF_ONE, dead, limit)
-    else:
-        rows = []
-    return {row["command_id"]: row["coordinator_id"] for row in rows}
-
-
-async def _end_lease(turn: Turn, coordinator_id: str, observed_counter: int) -> bool:
-    """Deletes a lease that still stands where it was seen; tells whether there is none (any more)."""
-    if await turn.writer.change(_END_LEASE, coordinator_id, observed_counter):
+        return {row["command_id"]: row["coordinator_id"] for row in rows}, []
+    untraced: list[str] = []
+    for ended in await turn.writer.fetch(_END_LEASE, dead, request.observed_counter):
         turn.changed = True
-        return True
-    [row] = await turn.writer.fetch(_IS_LEASED, coordinator_id)
-    return not row["leased"]
+        if ended["traced_revision"] >= 0 and not ended["released"]:
+            owed = await turn.writer.fetch(_UNTRACED, dead, ended["traced_revision"], MOST_UNTRACED)
+            untraced = [row["flow_command_id"] for row in owed]
+    [row] = await turn.writer.fetch(_IS_LEASED, dead)
+    rows = [] if row["leased"] else await turn.writer.fetch(_OF_ONE, dead, limit)
+    return {row["command_id"]: row["coordinator_id"] for row in rows}, untraced
 
 
 async def _claim_hosts(turn: Turn, coordinator_id: str) -> list[str]:

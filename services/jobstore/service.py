@@ -47,7 +47,9 @@ class JournalService(jobstore_pb2_grpc.JournalServicer):
     ) -> jobstore_pb2.RenewLeaseResponse:
         _require("coordinator_id", request.coordinator_id)
         reject_control_in(request)
-        leases = await self._leases.renew(request.coordinator_id, request.counter, request.address)
+        leases = await self._leases.renew(
+            request.coordinator_id, request.counter, request.address, request.traced_revision
+        )
         return jobstore_pb2.RenewLeaseResponse(leases=leases)
 
     async def ReleaseLease(
@@ -60,7 +62,7 @@ class JournalService(jobstore_pb2_grpc.JournalServicer):
         self, request: jobstore_pb2.ClaimFlowsRequest, context: Rpc
     ) -> jobstore_pb2.ClaimFlowsResponse:
         _require("coordinator_id", request.coordinator_id)
-        return jobstore_pb2.ClaimFlowsResponse(flow_command_ids=await self._leases.claim_flows(request))
+        return await self._leases.claim_flows(request)
 
     async def ClaimHosts(
         self, request: jobstore_pb2.ClaimHostsRequest, context: Rpc

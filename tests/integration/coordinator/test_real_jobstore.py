@@ -226,7 +226,8 @@ async def test_our_own_flows_are_known_when_the_answer_to_a_claim_was_lost(chann
         begun = a_submission()
         await coordinator.journal.commit(begun)
 
-        assert await coordinator.journal.claim_flows(coordinator.coordinator_id, 0) == [begun.flow_command_id]
+        claimed = await coordinator.journal.claim_flows(coordinator.coordinator_id, 0)
+        assert claimed.flow_command_ids == [begun.flow_command_id]
 
 
 async def test_what_a_host_sees_comes_back_as_seen(

@@ -73,7 +73,7 @@ async def test_a_flow_is_loaded_as_it_was_written(jobstore: RunningJobstore) -> 
     assert [step.step_type for step in rows.steps] == ["VALIDATION", "EXECUTION", "DELETE_IMAGE", "FINALIZATION"]
     assert [task.task_id for task in rows.tasks] == [flow.task_id, "wait"]
     assert [entity.name for entity in rows.waited_entities] == ["web"]
-    for stored in (rows.job, *rows.tasks):
+    for stored in (rows.job, *rows.tasks, *rows.steps, *rows.commands):
         for name in ("create_time", "start_time", "update_time", "revision"):
             if name in stored.DESCRIPTOR.fields_by_name:
                 stored.ClearField(name)

@@ -1018,6 +1018,7 @@ class JobRow(_message.Message):
     START_TIME_FIELD_NUMBER: _builtins.int
     REVISION_FIELD_NUMBER: _builtins.int
     UPDATE_TIME_FIELD_NUMBER: _builtins.int
+    END_TIME_FIELD_NUMBER: _builtins.int
     job_id: _builtins.str
     """See Job for all of these."""
     command_type: _builtins.str
@@ -1084,6 +1085,10 @@ class JobRow(_message.Message):
     def update_time(self) -> _timestamp_pb2.Timestamp:
         """Set when loaded."""
 
+    @_builtins.property
+    def end_time(self) -> _timestamp_pb2.Timestamp:
+        """Set when loaded."""
+
     def __init__(
         self,
         *,
@@ -1113,10 +1118,11 @@ class JobRow(_message.Message):
         start_time: _timestamp_pb2.Timestamp | None = ...,
         revision: _builtins.int = ...,
         update_time: _timestamp_pb2.Timestamp | None = ...,
+        end_time: _timestamp_pb2.Timestamp | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["create_time", b"create_time", "deadline", b"deadline", "error", b"error", "start_time", b"start_time", "update_time", b"update_time"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["create_time", b"create_time", "deadline", b"deadline", "end_time", b"end_time", "error", b"error", "start_time", b"start_time", "update_time", b"update_time"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["auto_cleared", b"auto_cleared", "cancel_requested_by", b"cancel_requested_by", "cancelable", b"cancelable", "categories", b"categories", "command_type", b"command_type", "correlation_id", b"correlation_id", "create_time", b"create_time", "deadline", b"deadline", "description", b"description", "error", b"error", "job_id", b"job_id", "owner", b"owner", "parameters_json", b"parameters_json", "priority", b"priority", "progress", b"progress", "request_hash", b"request_hash", "request_id", b"request_id", "restarted_from", b"restarted_from", "revision", b"revision", "span_id", b"span_id", "start_time", b"start_time", "status", b"status", "subjects", b"subjects", "trace_id", b"trace_id", "update_time", b"update_time", "visible", b"visible"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["auto_cleared", b"auto_cleared", "cancel_requested_by", b"cancel_requested_by", "cancelable", b"cancelable", "categories", b"categories", "command_type", b"command_type", "correlation_id", b"correlation_id", "create_time", b"create_time", "deadline", b"deadline", "description", b"description", "end_time", b"end_time", "error", b"error", "job_id", b"job_id", "owner", b"owner", "parameters_json", b"parameters_json", "priority", b"priority", "progress", b"progress", "request_hash", b"request_hash", "request_id", b"request_id", "restarted_from", b"restarted_from", "revision", b"revision", "span_id", b"span_id", "start_time", b"start_time", "status", b"status", "subjects", b"subjects", "trace_id", b"trace_id", "update_time", b"update_time", "visible", b"visible"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -1184,6 +1190,7 @@ class StepRow(_message.Message):
     SUBJECTS_FIELD_NUMBER: _builtins.int
     ERROR_FIELD_NUMBER: _builtins.int
     WEIGHT_FIELD_NUMBER: _builtins.int
+    START_TIME_FIELD_NUMBER: _builtins.int
     step_id: _builtins.str
     """See Step."""
     parent_step_id: _builtins.str
@@ -1216,6 +1223,10 @@ class StepRow(_message.Message):
     def error(self) -> _status_pb2.Status:
         """See Step."""
 
+    @_builtins.property
+    def start_time(self) -> _timestamp_pb2.Timestamp:
+        """When it started. Set when loaded."""
+
     def __init__(
         self,
         *,
@@ -1233,10 +1244,11 @@ class StepRow(_message.Message):
         subjects: _abc.Iterable[_jobs_pb2.Subject] | None = ...,
         error: _status_pb2.Status | None = ...,
         weight: _builtins.float = ...,
+        start_time: _timestamp_pb2.Timestamp | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["error", b"error"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["error", b"error", "start_time", b"start_time"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["command_id", b"command_id", "description", b"description", "error", b"error", "external_id", b"external_id", "external_system_type", b"external_system_type", "number", b"number", "parent_step_id", b"parent_step_id", "progress", b"progress", "span_id", b"span_id", "status", b"status", "step_id", b"step_id", "step_type", b"step_type", "subjects", b"subjects", "weight", b"weight"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["command_id", b"command_id", "description", b"description", "error", b"error", "external_id", b"external_id", "external_system_type", b"external_system_type", "number", b"number", "parent_step_id", b"parent_step_id", "progress", b"progress", "span_id", b"span_id", "start_time", b"start_time", "status", b"status", "step_id", b"step_id", "step_type", b"step_type", "subjects", b"subjects", "weight", b"weight"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -1307,6 +1319,8 @@ class CommandRow(_message.Message):
     SPAN_ID_FIELD_NUMBER: _builtins.int
     TRACEPARENT_FIELD_NUMBER: _builtins.int
     NODE_FIELD_NUMBER: _builtins.int
+    CREATE_TIME_FIELD_NUMBER: _builtins.int
+    END_TIME_FIELD_NUMBER: _builtins.int
     command_id: _builtins.str
     """See Command."""
     parent_command_id: _builtins.str
@@ -1335,6 +1349,14 @@ class CommandRow(_message.Message):
     def error(self) -> _status_pb2.Status:
         """See Command."""
 
+    @_builtins.property
+    def create_time(self) -> _timestamp_pb2.Timestamp:
+        """Set when loaded."""
+
+    @_builtins.property
+    def end_time(self) -> _timestamp_pb2.Timestamp:
+        """Set when loaded."""
+
     def __init__(
         self,
         *,
@@ -1351,10 +1373,12 @@ class CommandRow(_message.Message):
         span_id: _builtins.str = ...,
         traceparent: _builtins.str = ...,
         node: _builtins.str = ...,
+        create_time: _timestamp_pb2.Timestamp | None = ...,
+        end_time: _timestamp_pb2.Timestamp | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["error", b"error"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["create_time", b"create_time", "end_time", b"end_time", "error", b"error"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["command_id", b"command_id", "command_type", b"command_type", "end_attempts", b"end_attempts", "error", b"error", "node", b"node", "parameters_json", b"parameters_json", "parameters_version", b"parameters_version", "parent_command_id", b"parent_command_id", "plans_json", b"plans_json", "span_id", b"span_id", "status", b"status", "step_id", b"step_id", "traceparent", b"traceparent"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["command_id", b"command_id", "command_type", b"command_type", "create_time", b"create_time", "end_attempts", b"end_attempts", "end_time", b"end_time", "error", b"error", "node", b"node", "parameters_json", b"parameters_json", "parameters_version", b"parameters_version", "parent_command_id", b"parent_command_id", "plans_json", b"plans_json", "span_id", b"span_id", "status", b"status", "step_id", b"step_id", "traceparent", b"traceparent"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -2119,22 +2143,26 @@ class RenewLeaseRequest(_message.Message):
     COORDINATOR_ID_FIELD_NUMBER: _builtins.int
     COUNTER_FIELD_NUMBER: _builtins.int
     ADDRESS_FIELD_NUMBER: _builtins.int
+    TRACED_REVISION_FIELD_NUMBER: _builtins.int
     coordinator_id: _builtins.str
     """Made anew by each process start."""
     counter: _builtins.int
     """1, then one more each time. The stored one again is a success and changes nothing: its answer was lost."""
     address: _builtins.str
     """Where it listens."""
+    traced_revision: _builtins.int
+    """The spans of all its flows that ended up to this revision have been delivered; below 0: it makes no spans."""
     def __init__(
         self,
         *,
         coordinator_id: _builtins.str = ...,
         counter: _builtins.int = ...,
         address: _builtins.str = ...,
+        traced_revision: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["address", b"address", "coordinator_id", b"coordinator_id", "counter", b"counter"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["address", b"address", "coordinator_id", b"coordinator_id", "counter", b"counter", "traced_revision", b"traced_revision"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -2280,18 +2308,24 @@ class ClaimFlowsResponse(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 
     FLOW_COMMAND_IDS_FIELD_NUMBER: _builtins.int
+    UNTRACED_FLOW_COMMAND_IDS_FIELD_NUMBER: _builtins.int
     @_builtins.property
     def flow_command_ids(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
         """Their rows come by LoadFlows."""
+
+    @_builtins.property
+    def untraced_flow_command_ids(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """Flows of the dead one that had ended, whose spans it may not have delivered. Named once, with its lease's end."""
 
     def __init__(
         self,
         *,
         flow_command_ids: _abc.Iterable[_builtins.str] | None = ...,
+        untraced_flow_command_ids: _abc.Iterable[_builtins.str] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["flow_command_ids", b"flow_command_ids"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["flow_command_ids", b"flow_command_ids", "untraced_flow_command_ids", b"untraced_flow_command_ids"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -1,0 +1,77 @@
+"""Client spans around calls, by the conventions of OpenTelemetry's gRPC instrumentation, and `traceparent` on the way.
+
+Spans are made if the application has set up OpenTelemetry (or gives the client a tracer provider), and cost next to
+nothing if not. A call that begins an action (RunCommand, CancelJob …) has one always, and is a trace's root where
+nothing above it is traced; a read has one only as part of a trace. Watches have none.
+
+The instrumentation's own interceptor awaits the call, so that a caller who leaves does not cancel it and its span never
+ends; around the call, as here, both come by themselves.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import grpc
+from opentelemetry import propagate, trace
+from opentelemetry.instrumentation.grpc._client import OpenTelemetryClientInterceptor
+from opentelemetry.semconv._incubating.attributes.rpc_attributes import RPC_GRPC_STATUS_CODE
+from opentelemetry.trace import Status, StatusCode
+
+_ACTIONS = "/waybill.v1.Coordinator/"
+
+
+class CallSpans(OpenTelemetryClientInterceptor):
+    """Makes the spans of one client's calls."""
+
+    def __init__(self, provider: trace.TracerProvider | None = None) -> None:
+        """`provider`: None for the application's."""
+        super().__init__(trace.get_tracer("waybill_client", tracer_provider=provider))  # type: ignore[no-untyped-call]
+
+    @contextmanager
+    def around(
+        self, method: grpc.aio.UnaryUnaryMultiCallable[Any, Any]
+    ) -> Iterator[tuple[tuple[tuple[str, str], ...], Callable[[Any], None]]]:
+        """Yields the metadata that carries the trace, and what to tell the answer."""
+        name = _name_of(method)
+        if not (name.startswith(_ACTIONS) or trace.get_current_span().get_span_context().is_valid):
+            yield (), _ignore
+            return
+        starting = self._start_span(  # type: ignore[no-untyped-call]
+            name, end_on_exit=True, record_exception=False, set_status_on_exception=False
+        )
+        with starting as span:
+            carried: dict[str, str] = {}
+            propagate.inject(carried)
+            try:
+                yield tuple(carried.items()), lambda answer: _describe(span, answer)
+            except asyncio.CancelledError:
+                _fail(span, grpc.StatusCode.CANCELLED, "the caller has left")
+                raise
+            except Exception as error:
+                code = getattr(error, "code", grpc.StatusCode.UNKNOWN)
+                _fail(span, code if isinstance(code, grpc.StatusCode) else grpc.StatusCode.UNKNOWN, str(error))
+                raise
+
+
+def _name_of(method: grpc.aio.UnaryUnaryMultiCallable[Any, Any]) -> str:
+    name = getattr(method, "_method", b"")
+    return name.decode() if isinstance(name, bytes) else str(name)
+
+
+def _ignore(_: Any) -> None:
+    """There is no span."""
+
+
+def _describe(span: trace.Span, answer: Any) -> None:
+    """Names the job that an answer is, so that whoever sees the trace finds it."""
+    if job_id := getattr(answer, "job_id", ""):
+        span.set_attributes({"job.id": job_id, "correlation_id": answer.correlation_id})
+
+
+def _fail(span: trace.Span, code: grpc.StatusCode, words: str) -> None:
+    span.set_attribute(RPC_GRPC_STATUS_CODE, code.value[0])
+    span.set_status(Status(StatusCode.ERROR, words))
