@@ -9,6 +9,7 @@ from chassis import logs
 from chassis.clock import SystemClock, Uuid7Ids
 from chassis.server import Mount, run, serve
 from chassis.settings import load
+from chassis.tracing import open_tracing
 from jobstore.audit import Audit
 from jobstore.consistency import Consistency
 from jobstore.entities import Entities
@@ -41,6 +42,7 @@ async def main(settings: Settings) -> None:
             lease_pool(url) as leasing,
             Journal(url, clock) as journal,
             Feed(pool, clock, rng) as feed,
+            open_tracing(settings.traces_endpoint, "waybill-jobstore") as tracing,
         ):
             entities = Entities(pool, journal)
             reads = JobStoreService(Queries(pool), Audit(pool), feed, Consistency(pool), entities)
@@ -57,6 +59,7 @@ async def main(settings: Settings) -> None:
                     ),
                 ],
                 before_stop=feed.close,
+                observers=[tracing.observer],
             )
 
 
