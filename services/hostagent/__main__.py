@@ -10,10 +10,12 @@ from chassis import logs
 from chassis.clock import SystemClock, Uuid7Ids
 from chassis.server import Mount, run, serve
 from chassis.settings import BAD_SETTINGS, load
+from chassis.tracing import open_tracing
 from hostagent.data_folder import FolderTaken, data_folder
 from hostagent.drivers.driver import NoSuchDriver, Surroundings, load_driver
 from hostagent.ledger import Ledger
 from hostagent.observations import Observations
+from hostagent.recorder import Recorder
 from hostagent.runner import TaskRunner
 from hostagent.service import HostAgentService
 from hostagent.settings import Settings
@@ -25,7 +27,11 @@ async def serve_host(settings: Settings) -> None:
     clock, ids = SystemClock(), Uuid7Ids()
     driver = load_driver(settings.driver)
     with logs.bound(host_id=settings.host_id), data_folder(settings.data_folder()) as folder:
-        async with Ledger(folder / "ledger.db", ids) as ledger, Observations(ledger, clock) as observations:
+        async with (
+            Ledger(folder / "ledger.db", ids) as ledger,
+            open_tracing(settings.traces_endpoint, "waybill-hostagent", _resource(settings.host_id)) as tracing,
+            Observations(ledger, clock) as observations,
+        ):
             surroundings = Surroundings(settings.host_id, folder, clock, settings, observations.observe, die)
             observations.observe("HOST", settings.host_id, "UP")
             async with (
@@ -36,6 +42,7 @@ async def serve_host(settings: Settings) -> None:
                     ledger=ledger,
                     observations=observations,
                     clock=clock,
+                    recorder=Recorder(tracing, ledger, clock, settings.host_id),
                     workers=settings.workers,
                     queue=settings.queue,
                     cleared_days=settings.cleared_days,
@@ -48,7 +55,11 @@ async def serve_host(settings: Settings) -> None:
                     agent=agent, driver=driver, host=host, runner=runner, observations=observations
                 )
                 mount = Mount("waybill.v1.HostAgent", service, hostagent_pb2_grpc.add_HostAgentServicer_to_server)
-                await serve(settings.listen, [mount], before_stop=service.before_stop)
+                await serve(settings.listen, [mount], observers=[tracing.observer], before_stop=service.before_stop)
+
+
+def _resource(host_id: str) -> dict[str, str]:
+    return {"host.id": host_id, "service.instance.id": host_id}
 
 
 def die() -> None:

@@ -11,11 +11,14 @@ arrival, so that tasks which come and go together lie together. Cleared ids are 
 accepts looks them up. The same step refuses stale epochs, so that no two of a flow's owners can slip in side by side.
 A flow's epoch is kept only from the second on: under the first nobody can be stale.
 
+The *span* of a task (see recorder.py) is written together with its end and outlives it, until it is delivered.
+
 `incarnation` is made with the file and names this memory; a host that lost it has another one.
 """
 
 from __future__ import annotations
 
+import asyncio
 import json
 import sqlite3
 from collections.abc import Mapping, Sequence
@@ -29,6 +32,8 @@ from google.rpc import status_pb2
 from chassis import errors
 from chassis.clock import Ids
 from chassis.errors import WaybillError
+from chassis.tracing import FinishedSpan
+from hostagent.spans import span_from_text, span_to_text
 from hostagent.sqlite_writer import SqliteWriter, Step, T
 from hostagent.task import Ending, Json, TaskResult, TaskSpec
 
@@ -73,6 +78,9 @@ _SCHEMA: Final = (
         arguments TEXT NOT NULL,
         PRIMARY KEY (number, position)
     ) WITHOUT ROWID""",
+    """CREATE TABLE IF NOT EXISTS span (
+        number INTEGER PRIMARY KEY, content TEXT NOT NULL
+    )""",
     # Rows in the order of their arrival, so that the oldest are found without an index on time.
     """CREATE TABLE IF NOT EXISTS cleared (
         arrival INTEGER PRIMARY KEY, task_id TEXT NOT NULL UNIQUE, time REAL NOT NULL
@@ -93,6 +101,9 @@ _FINISH_TASK: Final = """
     UPDATE task SET result = ?, error = ?, answer = ?, progress = ?, observation_number = ?, end_time = ?,
         revert_asked = 0
     WHERE number = ?"""
+
+_KEEP_SPAN: Final = "INSERT INTO span (number, content) VALUES (?, ?)"
+_FORGET_SPAN: Final = "DELETE FROM span WHERE number = ?"
 
 _CLEARED_AMONG: Final = "SELECT task_id FROM cleared WHERE task_id IN (SELECT value FROM json_each(?))"
 _EPOCHS_OF: Final = (
@@ -154,6 +165,7 @@ class Ledger:
         self._file = SqliteWriter(path, _SCHEMA)
         self._ids = ids
         self._next_number = 1
+        self._delivered: list[int] = []  # numbers of spans that are to be forgotten
         self.incarnation = ""
         self.observation_ceiling = 0
         """No observation has a number above it yet."""
@@ -169,6 +181,7 @@ class Ledger:
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
+        self._forget_delivered()
         await self._file.__aexit__(kind, error, trace)
 
     async def live(self) -> list[LedgerRow]:
@@ -230,8 +243,10 @@ class Ledger:
         )
         row.recovery_actions.pop()
 
-    async def finish(self, row: LedgerRow, ending: Ending, *, progress: int, end_time: float) -> None:
-        """Writes down how it ended."""
+    async def finish(
+        self, row: LedgerRow, ending: Ending, *, progress: int, end_time: float, span: FinishedSpan | None = None
+    ) -> None:
+        """Writes down how it ended, and the span that tells of it."""
         values = (
             ending.result.value,
             _error_to_bytes(ending.error),
@@ -241,7 +256,14 @@ class Ledger:
             end_time,
             row.number,
         )
-        await self._write(lambda connection: connection.execute(_FINISH_TASK, values))
+        kept = None if span is None else (row.number, span_to_text(span))
+
+        def step(connection: sqlite3.Connection) -> None:
+            connection.execute(_FINISH_TASK, values)
+            if kept is not None:
+                connection.execute(_KEEP_SPAN, kept)
+
+        await self._write(step)
         row.ending, row.end_time, row.progress, row.revert_asked = ending, end_time, progress, False
 
     async def clear(self, rows: Sequence[LedgerRow], unknown_ids: Sequence[str], now: float) -> None:
@@ -259,6 +281,22 @@ class Ledger:
         """Forgets a task without a trace, as a broken host would."""
         number = row.number
         await self._write(lambda connection: connection.execute("DELETE FROM task WHERE number = ?", (number,)))
+
+    async def spans(self) -> list[tuple[int, FinishedSpan]]:
+        """Returns the spans that are not forgotten, each with the number of its task, in the order of arrival."""
+        found = await self._write(lambda connection: connection.execute(_READ_SPANS).fetchall())
+        return [(number, span_from_text(content)) for number, content in found]
+
+    def forget_span(self, number: int) -> None:
+        """Forgets the span of a task, with the next transaction. If that fails it is found again, and nothing else."""
+        if not self._delivered:
+            asyncio.get_running_loop().call_soon(self._forget_delivered)  # spans are delivered many at once
+        self._delivered.append(number)
+
+    def _forget_delivered(self) -> None:
+        if self._delivered:
+            numbers, self._delivered = [(number,) for number in self._delivered], []
+            self._file.post(lambda connection: connection.executemany(_FORGET_SPAN, numbers))
 
     async def raise_observation_ceiling(self, ceiling: int) -> None:
         """Reserves the observation numbers up to this one."""
@@ -286,7 +324,7 @@ class Ledger:
 def _identify(connection: sqlite3.Connection, fresh: str) -> tuple[str, int, int]:
     connection.execute("INSERT OR IGNORE INTO identity VALUES (1, ?, 0)", (fresh,))
     incarnation, ceiling = connection.execute("SELECT incarnation, observation_ceiling FROM identity").fetchone()
-    (newest,) = connection.execute("SELECT coalesce(max(number), 0) FROM task").fetchone()
+    (newest,) = connection.execute(_NEWEST_NUMBER).fetchone()
     return incarnation, ceiling, newest + 1
 
 
@@ -357,6 +395,10 @@ _READ_TASKS: Final = f"""
     SELECT number, is_call, create_time, observation_number, started, progress, stop_asked, revert_asked,
         result, error, answer, end_time, {_SPEC_COLUMNS}
     FROM task ORDER BY number"""
+_READ_SPANS: Final = "SELECT number, content FROM span ORDER BY number"
+_NEWEST_NUMBER: Final = """
+    SELECT coalesce(max(number), 0)
+    FROM (SELECT max(number) AS number FROM task UNION ALL SELECT max(number) FROM span)"""
 _READ_RECOVERY_ACTIONS: Final = "SELECT number, action, arguments FROM recovery_action ORDER BY number, position"
 
 

@@ -27,6 +27,7 @@ from hostagent.drivers.driver import Forgotten, Host, Probed, Recovery, Verb
 from hostagent.ledger import Ledger, RecoveryAction
 from hostagent.observations import Observations
 from hostagent.record import Record
+from hostagent.recorder import Recorder
 from hostagent.task import Ending, Json, TaskResult, TaskState
 
 T = TypeVar("T")
@@ -50,6 +51,7 @@ class Pursuit:
         ledger: Ledger,
         observations: Observations,
         clock: Clock,
+        recorder: Recorder,
         publish: Callable[[Record], None],
         leave_place: Callable[[Record], None],
         forget: Callable[[Record], None],
@@ -60,6 +62,7 @@ class Pursuit:
         self._ledger = ledger
         self._observations = observations
         self._clock = clock
+        self._recorder = recorder
         self._publish = publish
         self._leave_place = leave_place
         self._forget = forget
@@ -158,10 +161,16 @@ class Pursuit:
             await self._observations.durable(record.row.observation_number)
         progress = 100 if ending.result is TaskResult.SUCCESS else record.task.progress
         end_time = self._clock.now()
-        await self._write(record, lambda: self._ledger.finish(record.row, ending, progress=progress, end_time=end_time))
+        span = self._recorder.span_of(record, ending, end_time)
+        await self._write(
+            record,
+            lambda: self._ledger.finish(record.row, ending, progress=progress, end_time=end_time, span=span),
+        )
         record.task.finish(ending)
         record.over.set()
         self._publish(record)
+        if span is not None:
+            self._recorder.record(record.row.number, span)
 
     async def _lose(self, record: Record) -> None:
         await self._write(record, lambda: self._ledger.lose(record.row))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 
+from chassis.tracing import Event
 from hostagent.drivers.driver import Recovery, Verb
 from hostagent.ledger import LedgerRow
 from hostagent.task import Task, TaskSpec
@@ -12,7 +13,7 @@ from hostagent.task import Task, TaskSpec
 class Record:
     """A live task, or a call."""
 
-    __slots__ = ("has_place", "over", "resumed", "row", "silent", "taken", "task", "verb", "worker")
+    __slots__ = ("events", "has_place", "over", "resumed", "row", "silent", "taken", "task", "verb", "worker")
 
     def __init__(self, row: LedgerRow, task: Task, verb: Verb | None, *, resumed: bool = False) -> None:
         self.row = row
@@ -29,6 +30,8 @@ class Record:
         """Who is at its work and can be interrupted; None while nobody is."""
         self.silent = False
         """The host pretends to have lost the way to its watchers."""
+        self.events: list[Event] = []
+        """What its span will tell of it."""
         self.over = asyncio.Event()
         """Set when it has ended, or is lost."""
 

@@ -42,6 +42,7 @@ from hostagent.ledger import FlowOwner, Ledger, LedgerRow
 from hostagent.observations import Observations
 from hostagent.pursuit import Pursuit
 from hostagent.record import Record, record_accepted, record_found
+from hostagent.recorder import Recorder
 from hostagent.task import IllegalMove, TaskSpec, TaskState
 
 TaskWatcher = Watcher[str, Record]
@@ -63,6 +64,7 @@ class TaskRunner:
         ledger: Ledger,
         observations: Observations,
         clock: Clock,
+        recorder: Recorder,
         workers: int = 10,
         queue: int = 500,
         cleared_days: float = 7.0,
@@ -72,6 +74,7 @@ class TaskRunner:
         self._host = host
         self._ledger = ledger
         self._clock = clock
+        self._recorder = recorder
         self._workers = workers
         self._queue = queue
         self._cleared_seconds = cleared_days * _DAY
@@ -96,6 +99,7 @@ class TaskRunner:
             ledger=ledger,
             observations=observations,
             clock=clock,
+            recorder=recorder,
             publish=self._publish,
             leave_place=self._leave_place,
             forget=self._forget,
@@ -107,6 +111,7 @@ class TaskRunner:
 
     async def __aenter__(self) -> Self:
         self._logs_all = log.bind().is_enabled_for(logging.DEBUG)
+        await self._recorder.take_up()
         await self._crew.__aenter__()
         for row in await self._ledger.live():
             self._take_up(row)
@@ -212,6 +217,7 @@ class TaskRunner:
 
     def _publish(self, record: Record) -> None:
         self._log(record)
+        self._recorder.note(record)
         if not record.row.is_call and not record.silent:
             self._feed.tell(record.spec.task_id, record, at_leisure=not record.task.is_over)
 

@@ -72,13 +72,20 @@ class SqliteWriter:
 
         Raises sqlite3.Error if it could not be written, and whatever the step raises.
         """
+        return await self._gather(step)
+
+    def post(self, step: Step[object]) -> None:
+        """Runs a step in the next transaction; nobody waits for it, and nobody learns whether it could be written."""
+        self._gather(step).add_done_callback(_look_away)
+
+    def _gather(self, step: Step[T]) -> asyncio.Future[T]:
         waiter: asyncio.Future[T] = self._loop.create_future()
         self._gathering.append(_Entry(step, waiter))
         if not self._busy:
             self._busy = True
             # Not at once: callers that were woken by the same event still join this batch.
             self._loop.call_soon(self._send)
-        return await waiter
+        return waiter
 
     def _send(self) -> None:
         batch, self._gathering = self._gathering, []
@@ -149,6 +156,11 @@ def _in_one_transaction(connection: sqlite3.Connection, batch: list[_Entry]) -> 
         if connection.in_transaction:
             connection.execute("ROLLBACK")
         raise
+
+
+def _look_away(future: asyncio.Future[object]) -> None:
+    if not future.cancelled():
+        future.exception()
 
 
 def _succeed(future: asyncio.Future[None]) -> None:

@@ -16,9 +16,11 @@ from tests.integration.hostagent.host_client import HostClient, connected
 
 from chassis.clock import SystemClock, Uuid7Ids
 from chassis.server import Mount, Server
+from chassis.tracing import open_tracing
 from hostagent.drivers.driver import Surroundings, load_driver
 from hostagent.ledger import Ledger
 from hostagent.observations import Observations
+from hostagent.recorder import Recorder
 from hostagent.runner import TaskRunner
 from hostagent.service import HostAgentService
 from hostagent.settings import Settings
@@ -29,7 +31,11 @@ from waybill.v1 import hostagent_pb2, hostagent_pb2_grpc
 async def agent_here(folder: Path, settings: Settings) -> AsyncIterator[HostClient]:
     """Serves an agent from this process and connects to it."""
     clock, ids, driver = SystemClock(), Uuid7Ids(), load_driver("sim")
-    async with Ledger(folder / "ledger.db", ids) as ledger, Observations(ledger, clock) as observations:
+    async with (
+        Ledger(folder / "ledger.db", ids) as ledger,
+        open_tracing("", "waybill-hostagent") as tracing,
+        Observations(ledger, clock) as observations,
+    ):
         observations.observe("HOST", "host-1", "UP")
         surroundings = Surroundings("host-1", folder, clock, settings, observations.observe, _not_here)
         async with (
@@ -40,6 +46,7 @@ async def agent_here(folder: Path, settings: Settings) -> AsyncIterator[HostClie
                 ledger=ledger,
                 observations=observations,
                 clock=clock,
+                recorder=Recorder(tracing, ledger, clock, "host-1"),
                 queue=settings.queue,
             ) as runner,
         ):

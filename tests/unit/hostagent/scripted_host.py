@@ -12,19 +12,23 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Iterable, Mapping, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, field
 from typing import Any, Final
 
+from opentelemetry.trace import NoOpTracerProvider
+
 from chassis import errors
 from chassis.clock import ManualClock, SequentialIds
 from chassis.errors import WaybillError
+from chassis.tracing import FinishedSpan, Tracing
 from hostagent.drivers.arguments import ArgumentSchema, ObjectId
 from hostagent.drivers.driver import Finding, ObjectView, Probed, Recovery, Verb, Work
 from hostagent.ledger import FlowOwner, Ledger, LedgerRow
 from hostagent.observations import Observations
 from hostagent.record import Record
+from hostagent.recorder import Recorder
 from hostagent.runner import TaskRunner
 from hostagent.task import Ending, Json, TaskSpec, TaskState
 
@@ -148,14 +152,43 @@ class HeldLedger(Ledger):
         await self._room()
         return await super().accept(rows, now)
 
-    async def finish(self, row: LedgerRow, ending: Ending, *, progress: int, end_time: float) -> None:
+    async def finish(
+        self, row: LedgerRow, ending: Ending, *, progress: int, end_time: float, span: FinishedSpan | None = None
+    ) -> None:
         await self._room()
-        await super().finish(row, ending, progress=progress, end_time=end_time)
+        await super().finish(row, ending, progress=progress, end_time=end_time, span=span)
 
     async def _room(self) -> None:
         await self.disk.wait()
         if self.is_full:
             raise errors.unavailable("disk full")
+
+
+class ScriptedTracing(Tracing):
+    """Tracing whose collector, if there is one, is the test."""
+
+    def __init__(self) -> None:
+        super().__init__(None, NoOpTracerProvider())
+        self.has_collector = False
+        self.spans: list[FinishedSpan] = []
+        """All that were recorded."""
+        self._exported: list[Callable[[], None]] = []
+
+    @property
+    def enabled(self) -> bool:
+        return self.has_collector
+
+    def record(self, span: FinishedSpan, exported: Callable[[], None] | None = None) -> None:
+        if self.has_collector:
+            self.spans.append(span)
+            self._exported += [exported] if exported is not None else []
+        else:
+            super().record(span, exported)
+
+    def deliver(self) -> None:
+        """Brings everything to the collector."""
+        while self._exported:
+            self._exported.pop()()
 
 
 @dataclass
@@ -166,6 +199,7 @@ class Agent:
     observations: Observations
     clock: ManualClock
     host: ScriptedHost = field(default_factory=ScriptedHost)
+    tracing: ScriptedTracing = field(default_factory=ScriptedTracing)
     verbs: Mapping[str, Verb] = field(default_factory=lambda: VERBS)
     limits: dict[str, int] = field(default_factory=dict)
     stack: AsyncExitStack = field(default_factory=AsyncExitStack)
@@ -181,6 +215,7 @@ class Agent:
                 ledger=self.ledger,
                 observations=self.observations,
                 clock=self.clock,
+                recorder=Recorder(self.tracing, self.ledger, self.clock, "host-1"),
                 **self.limits,
             )
         )
