@@ -4,13 +4,18 @@ import asyncio
 import io
 import json
 import logging
+import os
 from collections.abc import Iterator
+from dataclasses import dataclass
+from datetime import UTC, datetime
 from typing import Any
 
 import pytest
 import structlog
+from opentelemetry import trace
 
 from chassis import context, logs
+from chassis.clock import ManualClock
 from chassis.context import CallContext
 
 
@@ -62,6 +67,36 @@ async def test_a_line_carries_the_correlation_id_of_its_call_and_what_is_bound(s
     assert "job_id" not in outside
 
 
+def test_a_line_of_a_traced_call_names_trace_and_span(stream: io.StringIO) -> None:
+    span = trace.NonRecordingSpan(trace.SpanContext(0xABC, 0xDEF, is_remote=False))
+    with trace.use_span(span):
+        logs.get_logger("depot").info("inside")
+    logs.get_logger("depot").info("outside")
+    inside, outside = lines(stream)
+    assert (inside["trace_id"], inside["span_id"]) == (f"{0xABC:032x}", f"{0xDEF:016x}")
+    assert "trace_id" not in outside
+
+
+def test_a_line_about_another_trace_is_not_given_the_calls_span(stream: io.StringIO) -> None:
+    span = trace.NonRecordingSpan(trace.SpanContext(0xABC, 0xDEF, is_remote=False))
+    with trace.use_span(span), logs.bound(trace_id="f" * 32):
+        logs.get_logger("depot").info("about a job")
+    (line,) = lines(stream)
+    assert line["trace_id"] == "f" * 32
+    assert "span_id" not in line
+
+
+def test_a_line_says_when_it_was_written_to_the_microsecond() -> None:
+    stream, clock = io.StringIO(), ManualClock(datetime(2026, 2, 28, 23, 59, 59, 999_990, UTC).timestamp())
+    logs.configure("depot", stream=stream, clock=clock)
+    for _ in range(2):
+        logs.get_logger("depot").info("tick")
+        clock.advance(0.00002)
+    first, second = (datetime.fromisoformat(line["timestamp"]) for line in lines(stream))
+    assert abs((second - first).total_seconds() - 0.00002) < 0.000002
+    assert second.isoformat().startswith("2026-03-01T00:00:00.0000")
+
+
 def test_what_the_line_itself_says_wins(stream: io.StringIO) -> None:
     with logs.bound(job_id="j1"):
         logs.get_logger("depot").info("other job", job_id="j2")
@@ -73,6 +108,31 @@ def test_control_characters_can_neither_forge_a_line_nor_move_the_cursor(stream:
     (line,) = lines(stream)
     assert line["text"] == r"a\n{}\x1b[2J\u202e\ud800"
     assert line["nested"] == {r"k\n": [r"\x00"]}
+
+
+@pytest.mark.parametrize(
+    "character", ["\0", "\t", "\n", "\r", "\x1b", "\x7f", "\x85", "\x9b", "\u2028", "\u202e", "\u2066", "\udcff"]
+)
+def test_one_such_character_anywhere_in_a_line_is_escaped(stream: io.StringIO, character: str) -> None:
+    facts = {"text": character, "list": [character], "nested": {"k": character, character: 1}}
+    logs.get_logger("depot").info(f"name {character}", **facts)
+    assert character not in stream.getvalue().removesuffix("\n")
+    (line,) = lines(stream)
+    escaped = character.encode("unicode_escape").decode()
+    assert (line["event"], line["text"], line["list"]) == (f"name {escaped}", escaped, [escaped])
+    assert line["nested"] == {"k": escaped, escaped: 1}
+
+
+def test_what_json_knows_not_is_written_as_text(stream: io.StringIO) -> None:
+    @dataclass
+    class Gate:
+        name: str
+
+    gate = Gate("north\n")
+    logs.get_logger("depot").info("odd", gate=gate, huge=1 << 70, keys={3: "three"}, raw=b"\xff", error=OSError("a\nb"))
+    (line,) = lines(stream)
+    assert (line["gate"], line["huge"], line["keys"]) == (str(gate), 1 << 70, {"3": "three"})
+    assert (line["raw"], line["error"]) == (r"b'\xff'", r"a\nb")
 
 
 def test_text_of_other_scripts_stays_readable(stream: io.StringIO) -> None:
@@ -88,6 +148,8 @@ def test_secrets_stay_out(stream: io.StringIO) -> None:
         options={"api_key": "hunter2"},
         page_token="p",
     )
+    logs.get_logger("depot").info("asking", options=[{"token": "hunter2"}])
+    logs.get_logger("depot").info("asking", authorization=["hunter2"])
     assert "hunter2" not in stream.getvalue()
     assert lines(stream)[0]["url"] == "postgresql://me:***@db/x"
     assert lines(stream)[0]["page_token"] == "p"
@@ -114,6 +176,14 @@ def test_libraries_write_the_same_lines(stream: io.StringIO) -> None:
     )
 
 
+def test_an_exception_that_a_library_logs_keeps_its_traceback(stream: io.StringIO) -> None:
+    logging.getLogger("asyncio").error("lost", exc_info=KeyError("\x1b[2J"))
+    (line,) = lines(stream)
+    assert line["event"] == "lost"
+    assert "KeyError" in line["exception"]
+    assert "\x1b" not in line["exception"]
+
+
 def test_lines_below_the_level_are_dropped() -> None:
     stream = io.StringIO()
     logs.configure("depot", level="warning", stream=stream)
@@ -129,3 +199,38 @@ def test_a_terminal_gets_a_readable_form() -> None:
     assert "opened" in text
     assert r"\x1b[2J" in text
     assert not text.startswith("{")
+
+
+@pytest.mark.parametrize("human", [False, True])
+def test_a_log_whose_reader_is_gone_loses_lines_and_nothing_else(human: bool) -> None:
+    reading, writing = os.pipe()
+    os.close(reading)
+    with os.fdopen(writing, "w", buffering=1) as pipe:
+        if human:
+            pipe.isatty = lambda: True  # type: ignore[method-assign]
+        logs.configure("depot", stream=pipe)
+        logs.get_logger("depot").info("to nobody")
+        logging.getLogger("asyncio").warning("to nobody")
+        if human:
+            os.dup2(os.open(os.devnull, os.O_WRONLY), writing)  # what the stream has kept, so that it can be closed
+
+
+def test_a_log_that_was_closed_loses_lines_and_nothing_else() -> None:
+    stream = io.StringIO()
+    logs.configure("depot", stream=stream)
+    stream.close()
+    logs.get_logger("depot").info("to nobody")
+
+
+def test_a_process_without_stderr_logs_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("sys.stderr", None)
+    logs.configure("depot")
+    logs.get_logger("depot").info("to nobody")
+
+
+def test_a_long_line_arrives_whole(tmp_path: Any) -> None:
+    with (tmp_path / "log").open("w") as file:
+        logs.configure("depot", stream=file)
+        logs.get_logger("depot").info("größer", text="ü" * 100_000)
+        (line,) = (tmp_path / "log").read_text("utf-8").splitlines()
+    assert json.loads(line)["text"] == "ü" * 100_000
