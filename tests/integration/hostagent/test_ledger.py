@@ -9,6 +9,7 @@ import pytest
 
 from chassis.clock import Uuid7Ids
 from chassis.errors import WaybillError, failed_precondition
+from chassis.tracing import Context, FinishedSpan
 from hostagent.ledger import FlowOwner, Ledger, LedgerRow, RecoveryAction
 from hostagent.task import Ending, TaskResult, TaskSpec
 
@@ -76,6 +77,40 @@ async def test_cleared_tasks_leave_their_ids(tmp_path: Path) -> None:
         assert [refusal and refusal.reason for refusal in refusals] == ["ALREADY_CLEARED", "ALREADY_CLEARED", None]
     with sqlite3.connect(path) as connection:
         assert connection.execute("SELECT count(*) FROM recovery_action").fetchone() == (0,)
+
+
+def a_span(name: str) -> FinishedSpan:
+    return FinishedSpan(name, Context("0a" * 16, "0b" * 8), "0c" * 8, 100.0, 200.0)
+
+
+async def test_spans_outlive_their_tasks_until_they_are_forgotten(tmp_path: Path) -> None:
+    path, done = tmp_path / "ledger.db", Ending(TaskResult.SUCCESS)
+    async with Ledger(path, Uuid7Ids()) as ledger:
+        first, second = a_row(ledger, "t1"), a_row(ledger, "t2")
+        await ledger.accept([first, second], now=1.0)
+        for row in (first, second):
+            await ledger.finish(row, done, progress=100, end_time=200.0, span=a_span(row.spec.task_id))
+        await ledger.clear([first, second], [], now=2.0)
+        ledger.forget_span(first.number)
+    async with Ledger(path, Uuid7Ids()) as ledger:
+        assert await ledger.spans() == [(second.number, a_span("t2"))]
+        third = a_row(ledger, "t3")  # whose number must not be that of a span
+        await ledger.accept([third], now=3.0)
+        await ledger.finish(third, done, progress=100, end_time=200.0, span=a_span("t3"))
+        assert [span.name for _, span in await ledger.spans()] == ["t2", "t3"]
+
+
+async def test_a_span_that_cannot_be_forgotten_disturbs_nobody(tmp_path: Path) -> None:
+    path = tmp_path / "ledger.db"
+    async with Ledger(path, Uuid7Ids()) as ledger:
+        row = a_row(ledger, "t1")
+        await ledger.accept([row], now=1.0)
+        await ledger.finish(row, Ending(TaskResult.SUCCESS), progress=100, end_time=2.0, span=a_span("s"))
+        with sqlite3.connect(path) as saboteur:
+            saboteur.execute("CREATE TRIGGER full BEFORE DELETE ON span BEGIN SELECT raise(ABORT, 'disk full'); END")
+        ledger.forget_span(row.number)
+    async with Ledger(path, Uuid7Ids()) as ledger:
+        assert [number for number, _ in await ledger.spans()] == [row.number]
 
 
 async def test_the_newest_epoch_of_a_flow_survives(tmp_path: Path) -> None:
