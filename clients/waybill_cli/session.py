@@ -19,6 +19,7 @@ import typer
 from rich.markup import escape
 
 from waybill_cli.exits import Complaint, Exit
+from waybill_cli.jaeger import Jaeger
 from waybill_cli.output import err, printable
 from waybill_client import DeadlineExceeded, InvalidArgument, Unavailable, WaybillClient, WaybillError
 
@@ -44,12 +45,17 @@ class Session:
     jobstore: str | None = None
     user: str = ""
     timeout: float = 10.0
+    jaeger_url: str = ""
 
     def client(self) -> WaybillClient:
         """A client of these services."""
         return WaybillClient(
             self.coordinator, self.jobstore, user=self.user, timeout=self.timeout, tracer_provider=tracer_provider()
         )
+
+    def jaeger(self) -> Jaeger | None:
+        """Jaeger, if it was said where it is."""
+        return Jaeger(self.jaeger_url) if self.jaeger_url else None
 
     def command_line(self, *words: str) -> str:
         """A command that reaches the same services, for people to paste."""
@@ -72,7 +78,9 @@ def tracer_provider() -> Any:
     from opentelemetry.sdk.trace import TracerProvider
     from opentelemetry.sdk.trace.export import BatchSpanProcessor
 
-    provider = TracerProvider(Resource.create({"service.name": "waybill-client", "service.namespace": "waybill"}))
+    provider = TracerProvider(
+        resource=Resource.create({"service.name": "waybill-client", "service.namespace": "waybill"})
+    )
     exporter = OTLPSpanExporter(endpoint=endpoint, insecure=True, timeout=2)
     provider.add_span_processor(BatchSpanProcessor(exporter, schedule_delay_millis=200))
     return provider

@@ -218,6 +218,13 @@ class Actor:
         except WaybillError as error:  # the lease is lost, or we are going down: the flow is not ours any more
             self._engine.abandoned(self, error)
             return
+        try:
+            self._heard(result)
+        except Exception as error:  # noqa: BLE001 - as in `post`: a flow that nobody drives on would look alive
+            self._engine.crashed(self, error)
+
+    def _heard(self, result: jobstore_pb2.FlowCommitResult) -> None:
+        """What became of a commit."""
         if result.HasField("existing_job"):
             self._answer(result.existing_job)
             self._engine.done(self)

@@ -225,9 +225,9 @@ class Chronicle:
         if written.begins:
             log.info("job started", **_ids_of(job), command_type=job.command_type, user=job.owner)
         for leaf in written.ordered:
-            log.info("task ordered", **_ids_of(job), **_ids_of_task(leaf))
+            log.info("task ordered", **{**_ids_of(job), **_ids_of_task(leaf)})
         for leaf in written.done:
-            log.info("task over", **_ids_of(job), **_ids_of_task(leaf), result=leaf.result or leaf.state)
+            log.info("task over", **{**_ids_of(job), **_ids_of_task(leaf)}, result=leaf.result or leaf.state)
         if written.ended is not None:
             reason = job.error.reason if job.error is not None else ""
             log.info("job ended", **_ids_of(job), status=written.ended.value, reason=reason)
