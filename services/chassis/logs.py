@@ -68,7 +68,7 @@ def configure(service: str, *, level: str = "INFO", stream: TextIO | None = None
     number = logging.getLevelNamesMapping()[level.upper()]
     human = out is not None and out.isatty()
     shared: list[_Processor] = [
-        _add_ids,
+        add_ids,
         _stamper(service, clock or SystemClock()),
     ]
     final = _renderers(human=human)
@@ -185,12 +185,15 @@ def _name_of_library(logger: logging.Logger, _method: str, event: _Event) -> _Ev
     return event
 
 
-def _add_ids(_logger: object, _method: str, event: _Event) -> _Event:
-    """Adds the call's correlation id and what is bound; what the line itself says wins."""
-    if correlation_id := context.current().correlation_id:
-        event.setdefault("correlation_id", correlation_id)
+def add_ids(_logger: object, _method: str, event: _Event) -> _Event:
+    """Adds what is bound, and the call's correlation id; what the line itself says wins, then what is bound.
+
+    For what is bound is nearer to the work: a batch's call has an id of its own, each of its items that of its flow.
+    """
     for key, value in _bound.get().items():
         event.setdefault(key, value)
+    if correlation_id := context.current().correlation_id:
+        event.setdefault("correlation_id", correlation_id)
     if "trace_id" not in event:
         _add_span(event)
     return event

@@ -69,12 +69,13 @@ class Pursuit:
 
     async def to_its_end(self, record: Record) -> None:
         """Pursues a task; nobody else may."""
-        try:
-            ending = await self._ending(record)
-        except Forgotten:
-            await self._lose(record)
-        else:
-            await self._end(record, ending)
+        with logs.bound(**record.names):  # the call that brought it, and names others too, is not what it is about
+            try:
+                ending = await self._ending(record)
+            except Forgotten:
+                await self._lose(record)
+            else:
+                await self._end(record, ending)
 
     async def _ending(self, record: Record) -> Ending:
         if record.task.state is TaskState.ABORTING:
@@ -134,7 +135,7 @@ class Pursuit:
         except (WaybillError, Forgotten):
             raise
         except Exception as error:
-            log.exception("verb raised", **record.names)
+            log.exception("verb raised")
             raise errors.internal(f"{record.spec.verb} raised {type(error).__name__}") from error
         finally:
             record.worker = None
@@ -151,7 +152,7 @@ class Pursuit:
                 await self._host.recover(actions[-1].action, work, actions[-1].arguments)
             except Exception as failure:  # noqa: BLE001 - whatever it is, the object is in doubt
                 # The rest stays undone: each action assumes that those registered after it have run.
-                log.warning("recovery action failed", action=actions[-1].action, error=str(failure), **record.names)
+                log.warning("recovery action failed", action=actions[-1].action, error=str(failure))
                 return Ending(TaskResult.CLEAN_FAILURE, _not_taken_back(why, actions[-1], failure))
             await self._write(record, lambda: self._ledger.drop_recovery_action(record.row))
         return Ending(TaskResult.CLEAN_SUCCESS, why)
@@ -176,13 +177,14 @@ class Pursuit:
         await self._write(record, lambda: self._ledger.lose(record.row))
         self._forget(record)
         record.over.set()
+        log.warning("task is lost")
 
     async def _write(self, record: Record, write: Callable[[], Awaitable[None]]) -> None:
         while True:
             try:
                 return await write()
             except WaybillError as error:
-                log.error("cannot write down what became of a task", error=error.message, **record.names)
+                log.error("cannot write down what became of a task", error=error.message)
                 await self._clock.sleep(_RETRY_SECONDS)
 
     # What a verb may ask while it runs.

@@ -4,16 +4,29 @@ from __future__ import annotations
 
 import asyncio
 
-from chassis.tracing import Event
+from chassis.tracing import Event, parse_traceparent
 from hostagent.drivers.driver import Recovery, Verb
 from hostagent.ledger import LedgerRow
-from hostagent.task import Task, TaskSpec
+from hostagent.task import Task, TaskSpec, TaskState
 
 
 class Record:
     """A live task, or a call."""
 
-    __slots__ = ("events", "has_place", "over", "resumed", "row", "silent", "taken", "task", "verb", "worker")
+    __slots__ = (
+        "events",
+        "has_place",
+        "logged",
+        "names",
+        "over",
+        "resumed",
+        "row",
+        "silent",
+        "taken",
+        "task",
+        "verb",
+        "worker",
+    )
 
     def __init__(self, row: LedgerRow, task: Task, verb: Verb | None, *, resumed: bool = False) -> None:
         self.row = row
@@ -32,6 +45,10 @@ class Record:
         """The host pretends to have lost the way to its watchers."""
         self.events: list[Event] = []
         """What its span will tell of it."""
+        self.names = _names(row.spec)
+        """What log lines call it."""
+        self.logged: TaskState | None = None
+        """The state of which the log has a line; None before its first."""
         self.over = asyncio.Event()
         """Set when it has ended, or is lost."""
 
@@ -39,17 +56,19 @@ class Record:
     def spec(self) -> TaskSpec:
         return self.row.spec
 
-    @property
-    def names(self) -> dict[str, str]:
-        """What a log line calls it."""
-        spec = self.row.spec
-        return {
-            "task_id": spec.task_id,
-            "verb": spec.verb,
-            "correlation_id": spec.correlation_id,
-            "job_id": spec.job_id,
-            "command_id": spec.command_id,
-        }
+
+def _names(spec: TaskSpec) -> dict[str, str]:
+    """All of them, also if empty: a worker may be hired by another, whose names are bound then."""
+    context = parse_traceparent(spec.traceparent)
+    return {
+        "correlation_id": spec.correlation_id,
+        "trace_id": context.trace_id if context else "",
+        "span_id": spec.span_id if context else "",
+        "job_id": spec.job_id,
+        "command_id": spec.command_id,
+        "task_id": spec.task_id,
+        "verb": spec.verb,
+    }
 
 
 def record_accepted(row: LedgerRow, verb: Verb) -> Record:

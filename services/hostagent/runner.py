@@ -25,7 +25,6 @@ from __future__ import annotations
 
 import heapq
 import itertools
-import logging
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from types import TracebackType
@@ -49,6 +48,12 @@ TaskWatcher = Watcher[str, Record]
 
 _SWEEP_SECONDS: Final = 3600.0
 _DAY: Final = 86_400.0
+
+_WORDS: Final = {
+    TaskState.RUNNING: "task started",
+    TaskState.ABORTING: "task is being stopped",
+    TaskState.CLEANING: "task is being taken back",
+}
 
 log = logs.get_logger(__name__)
 
@@ -110,7 +115,6 @@ class TaskRunner:
         """How many tasks have one."""
 
     async def __aenter__(self) -> Self:
-        self._logs_all = log.bind().is_enabled_for(logging.DEBUG)
         await self._recorder.take_up()
         await self._crew.__aenter__()
         for row in await self._ledger.live():
@@ -208,8 +212,8 @@ class TaskRunner:
             self._crew.hire(self._run_call(record))
         else:
             self._enqueue(record)
-            self._publish(record)
             self._fill_places()
+        self._publish(record)
 
     def _enqueue(self, record: Record) -> None:
         self.waiting += 1
@@ -222,12 +226,19 @@ class TaskRunner:
             self._feed.tell(record.spec.task_id, record, at_leisure=not record.task.is_over)
 
     def _log(self, record: Record) -> None:
-        """Writes a line for a new state; the good ones at DEBUG only, since a line costs a quarter of a task."""
-        ending = record.task.ending
-        if ending is not None and ending.error is not None:
-            log.info("task did not go well", result=ending.result, error=str(ending.error), **record.names)
-        elif self._logs_all:
-            log.debug("task", state=record.task.state, **record.names)
+        """Writes a line for a new state; none for progress, and none for a start that comes with the acceptance."""
+        state, ending = record.task.state, record.task.ending
+        if state is record.logged:
+            return
+        record.logged = state
+        if ending is not None:
+            why = {} if ending.error is None else {"error": str(ending.error)}
+            log.info("task ended", result=ending.result, **why, **record.names)
+        elif state is TaskState.INIT:
+            log.info("task accepted", waits=not record.taken, **record.names)
+            record.logged = TaskState.RUNNING if record.taken else state
+        else:
+            log.info(_WORDS[state], **record.names)
 
     def _forget(self, record: Record) -> None:
         self._records.pop(record.spec.task_id, None)
@@ -313,6 +324,8 @@ class TaskRunner:
             self._records.update((record.spec.task_id, record) for record in known)
             raise
         self._host.forget([record.spec.task_id for record in known])
+        for record in known:
+            log.info("task cleared", **record.names)
         return answers
 
     def _why_not_clear(self, task_id: str) -> WaybillError | None:

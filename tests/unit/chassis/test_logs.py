@@ -6,6 +6,7 @@ import json
 import logging
 import os
 from collections.abc import Iterator
+from contextvars import copy_context
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any
@@ -65,6 +66,16 @@ async def test_a_line_carries_the_correlation_id_of_its_call_and_what_is_bound(s
     assert (inside["correlation_id"], inside["job_id"], inside["task_id"]) == ("order-7", "j1", "t2")
     assert outside["correlation_id"] == "order-7"
     assert "job_id" not in outside
+
+
+def test_what_is_bound_is_nearer_to_the_work_than_the_call(stream: io.StringIO) -> None:
+    def call() -> None:
+        context.enter(CallContext("a-batch", "joe"))
+        with logs.bound(correlation_id="an-item"):
+            logs.get_logger("depot").info("inside")
+
+    copy_context().run(call)
+    assert lines(stream)[0]["correlation_id"] == "an-item"
 
 
 def test_a_line_of_a_traced_call_names_trace_and_span(stream: io.StringIO) -> None:
