@@ -11,6 +11,7 @@ delivers the same. Work that an earlier process did is in its time, but the even
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Sequence
 from typing import Final
 
@@ -22,15 +23,7 @@ _PROGRESS: Final = "progress"
 _REACHED: Final = "task.progress"
 _QUARTER: Final = 25
 _LONGEST_ERROR: Final = 500
-
-
-def context_of(spec: TaskSpec) -> tuple[Context, str] | None:
-    """Returns where a task's span is and the id of its parent; None if nobody wants it, or its ids are no good."""
-    parent = parse_traceparent(spec.traceparent)
-    if parent is None or not parent.sampled:
-        return None
-    own = parse_traceparent(f"00-{parent.trace_id}-{spec.span_id}-01")
-    return None if own is None else (own, parent.span_id)
+_SPAN_ID: Final = re.compile(r"(?!0+$)[0-9a-f]{16}", re.ASCII)
 
 
 def task_span(
@@ -44,11 +37,10 @@ def task_span(
     stop_asked: bool,
     events: Sequence[Event] = (),
 ) -> FinishedSpan | None:
-    """Returns the span of a task that is over, None if it has none; times in Unix seconds."""
-    place = context_of(spec)
-    if place is None:
+    """Returns the span of a task that is over (Unix seconds); None if nobody wants it or its ids are no good."""
+    parent = parse_traceparent(spec.traceparent)
+    if parent is None or not parent.sampled or not _SPAN_ID.fullmatch(spec.span_id):
         return None
-    context, parent = place
     attributes: dict[str, Value] = {
         "correlation_id": spec.correlation_id,
         "job.id": spec.job_id,
@@ -60,8 +52,8 @@ def task_span(
     }
     return FinishedSpan(
         name=f"{'call' if is_call else 'task'} {spec.verb}",
-        context=context,
-        parent_span_id=parent,
+        context=parent._replace(span_id=spec.span_id),
+        parent_span_id=parent.span_id,
         start=start,
         end=end,
         attributes={name: value for name, value in attributes.items() if value},
