@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import json
 from collections.abc import Iterable
 from typing import NamedTuple
+from urllib.parse import urlsplit
 
 from prometheus_client.metrics_core import Metric
 from prometheus_client.openmetrics.parser import text_string_to_metric_families as openmetrics_families
@@ -65,3 +67,10 @@ async def scrape(address: str, *, accept: str = OPENMETRICS) -> Scrape:
     assert reply.headers["Content-Type"].startswith(accept.partition(";")[0])
     parse = openmetrics_families if accept == OPENMETRICS else plain_families
     return Scrape(parse(reply.body))
+
+
+def address_in(log_line: str) -> str:
+    """Returns where a process serves its metrics, by the line with which it says so."""
+    said = json.loads(log_line)
+    assert said["event"] == "metrics are served", log_line
+    return urlsplit(said["url"]).netloc

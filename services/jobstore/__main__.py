@@ -7,16 +7,19 @@ import sys
 
 from chassis import logs
 from chassis.clock import SystemClock, Uuid7Ids
+from chassis.metrics import open_metrics
 from chassis.server import Mount, run, serve
 from chassis.settings import load
 from chassis.tracing import open_tracing
 from jobstore.audit import Audit
+from jobstore.census import taking_census
 from jobstore.consistency import Consistency
 from jobstore.entities import Entities
 from jobstore.feed import Feed
 from jobstore.flows import Flows
 from jobstore.journal import Journal
 from jobstore.leases import Leases, lease_pool
+from jobstore.metrics import DatabaseTallies, PoolTallies
 from jobstore.migrate import migrate_database
 from jobstore.postgres import database
 from jobstore.postmaster import DatabaseError
@@ -35,7 +38,11 @@ async def main(settings: Settings) -> None:
     """Serves until the process is asked to end."""
     logs.configure("jobstore", level=settings.log_level)
     clock, ids, rng = SystemClock(), Uuid7Ids(), random.Random()
-    async with database(settings.database_url, settings.data_dir, clock) as url:
+    postgres = DatabaseTallies()
+    async with (
+        open_metrics(settings.metrics_listen, clock) as metrics,
+        database(settings.database_url, settings.data_dir, clock, postgres.restarts.add) as url,
+    ):
         await migrate_database(url)
         async with (
             reading_pool(url) as pool,
@@ -43,7 +50,9 @@ async def main(settings: Settings) -> None:
             Journal(url, clock) as journal,
             Feed(pool, clock, rng) as feed,
             open_tracing(settings.traces_endpoint, "waybill-jobstore") as tracing,
+            taking_census(pool, clock, metrics),
         ):
+            metrics.add(postgres, PoolTallies(pool), journal.metrics, feed.metrics)
             entities = Entities(pool, journal)
             reads = JobStoreService(Queries(pool), Audit(pool), feed, Consistency(pool), entities)
             writes = JournalService(journal, Leases(leasing, journal, ids), Flows(pool, journal), entities, feed)
@@ -59,7 +68,7 @@ async def main(settings: Settings) -> None:
                     ),
                 ],
                 before_stop=feed.close,
-                observers=[tracing.observer],
+                observers=[tracing.observer, *metrics.observers],
             )
 
 

@@ -56,7 +56,8 @@ import asyncio
 import functools
 import operator
 import random
-from collections.abc import AsyncGenerator, Iterator
+from collections import Counter
+from collections.abc import AsyncGenerator, Iterable, Iterator
 from contextlib import aclosing, contextmanager
 from types import TracebackType
 from typing import Final, Self
@@ -66,9 +67,11 @@ import grpc
 from chassis import logs
 from chassis.clock import Clock
 from chassis.errors import WaybillError, unavailable
+from chassis.tallies import Labels
 from jobstore.changes import read_batch
 from jobstore.filter import Filter
 from jobstore.head import Head, check_resume, epoch_changed, read_head
+from jobstore.metrics import FeedTallies
 from jobstore.selections import JobSelection, JournalSelection, Selection
 from jobstore.snapshots import Connection, Pool, borrowed, snapshot
 from jobstore.watcher import Turn, Watcher
@@ -124,6 +127,14 @@ class Feed:
         self._failures = 0  # of the reader, in a row
         self._digests: dict[tuple[str, int, str], tuple[int, str]] = {}
         self._closing = False
+        self.metrics = FeedTallies(
+            watchers=lambda: self._number_of(self._watchers),
+            behind=lambda: self._number_of(each for each in self._watchers if self._behind(each)),
+            most_behind=lambda: max(map(self._behind, self._watchers), default=0),
+            revision=lambda: self._window.end.revision,
+            window_bytes=lambda: self._window.size,
+            failures=lambda: self._failures,
+        )
 
     async def __aenter__(self) -> Self:
         self._group = await asyncio.TaskGroup().__aenter__()
@@ -218,6 +229,8 @@ class Feed:
                 for message in await self._next(watcher):
                     yield message
                     watcher.spoke(self._clock.monotonic())
+                    self.metrics.messages.add(watcher.selection.kind)
+                self._measure_lag(watcher)
             if watcher.is_state:
                 yield watcher.bookmark()
         raise _shutting_down()
@@ -298,6 +311,21 @@ class Feed:
                 self._watched.clear()
                 self._unwatched.set()
                 self._doorbell.set()  # the reader may go
+
+    def _measure_lag(self, watcher: Watcher) -> None:
+        """Takes the time from a commit to now, when all of what the watcher was owed is on its way."""
+        if watcher.oldest_told is not None:
+            lag = max(0.0, self._clock.now() - watcher.oldest_told.timestamp())
+            self.metrics.lag.of(watcher.selection.kind).observe(lag)
+            watcher.oldest_told = None
+
+    def _behind(self, watcher: Watcher) -> int:
+        """How many revisions a watcher has not seen, of those that the feed has."""
+        return max(0, self._window.end.revision - watcher.position.revision)
+
+    def _number_of(self, watchers: Iterable[Watcher]) -> dict[Labels, float]:
+        numbers = Counter(watcher.selection.kind for watcher in watchers)
+        return {(kind,): numbers[kind] for kind in ("jobs", "journal")}
 
     def _wake_all(self) -> None:
         for watcher in self._watchers:

@@ -51,6 +51,9 @@ class Root:
     job_id: str
     correlation_id: str
     ended: bool
+    command_type: str = ""
+    traceparent: str = ""
+    create_time: datetime | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -44,6 +44,7 @@ from chassis import logs
 from chassis.clock import Clock
 from chassis.errors import WaybillError, internal, invalid_argument, resource_exhausted, unavailable
 from chassis.server import end_process
+from jobstore.metrics import JournalTallies
 from jobstore.parts import Commit, Notes, Part, Turn
 from jobstore.transaction import transact
 from jobstore.writer import DiskFull, Lost, Misfit, Writer, understood
@@ -85,6 +86,11 @@ class Journal:
         self._closing = False
         self._full_until = 0.0  # on the monotonic clock
         self._task: asyncio.Task[None] | None = None  # None unless entered
+        self.metrics = JournalTallies(
+            waiting=lambda: len(self._waiting),
+            connected=lambda: self._writer.connected,
+            disk_full=lambda: self._disk_is_full,
+        )
 
     async def __aenter__(self) -> Journal:
         self._task = asyncio.create_task(self._take_turns(), name="journal")
@@ -178,7 +184,7 @@ class Journal:
             if self._disk_is_full:
                 batch = self._refuse_beginnings(batch)
             try:
-                await self._perform(functools.partial(transact, batch))
+                await self._perform(functools.partial(transact, batch, self.metrics))
                 batch = ()
             except Misfit as error:
                 batch = await self._without_culprit(batch, error)
@@ -194,6 +200,7 @@ class Journal:
         """Settles the first half of a batch and returns the second; a part that is alone is the culprit."""
         if len(batch) == 1:
             _blame(batch[0], error)
+            self.metrics.refused("INTERNAL" if error.defect else "REQUEST_INVALID")
         middle = len(batch) // 2
         await self._settle(batch[:middle])
         return batch[middle:] if len(batch) > 1 else ()
@@ -237,13 +244,14 @@ class Journal:
         for part in batch:
             if _begins_flow(part):
                 part.refuse(full)
+                self.metrics.refused(full.reason)
         return [part for part in batch if not _begins_flow(part)]
 
     # -- a transaction ------------------------------------------------------------------------------------------------
 
     async def _perform(self, work: Callable[[Turn], Awaitable[Callable[[], None]]]) -> None:
         """Runs one transaction, from the turn to the answers; raises Misfit, DiskFull or Lost."""
-        writer = self._writer
+        writer, began = self._writer, self._clock.monotonic()
         if not writer.connected:
             await writer.connect()
         try:
@@ -253,16 +261,21 @@ class Journal:
                 await (writer.commit() if turn.changed else writer.roll_back())
         except Lost as error:
             log.warning("nobody knows whether a transaction was committed", error=str(error))
+            self.metrics.transactions.add("lost")
             writer.terminate()
             raise
         except (Misfit, DiskFull):
+            self.metrics.transactions.add("refused")
             await writer.abandon()
             raise
         except Exception as error:
             # A defect of ours. It must not stop the journal, and whichever part set it off is to be found and told.
             log.exception("a transaction failed")
+            self.metrics.transactions.add("refused")
             await writer.abandon()
             raise Misfit(f"{type(error).__name__}: {error}", defect=True) from error
+        seconds = self._clock.monotonic() - began
+        self.metrics.performed(turn.revision, changed=turn.changed, seconds=seconds)
         tell()
 
 

@@ -27,7 +27,7 @@ Root cannot run Postgres: as root it runs in a user namespace (files stay root's
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Final
@@ -84,16 +84,18 @@ log = logs.get_logger(__name__)
 
 
 @asynccontextmanager
-async def database(database_url: str, data_dir: Path, clock: Clock) -> AsyncIterator[str]:
+async def database(
+    database_url: str, data_dir: Path, clock: Clock, on_restart: Callable[[], object] = lambda: None
+) -> AsyncIterator[str]:
     """Yields the URL of a running database: the embedded one, kept running, or the one that the URL names.
 
-    Raises DatabaseError if it is none that we can use.
+    `on_restart` is called whenever the embedded one has died. Raises DatabaseError if it is none that we can use.
     """
     if database_url != EMBEDDED:
         await await_server(database_url, clock)
         yield database_url
         return
-    async with EmbeddedPostgres(data_dir, clock) as postgres:
+    async with EmbeddedPostgres(data_dir, clock, on_restart=on_restart) as postgres:
         yield postgres.url
 
 
@@ -141,7 +143,14 @@ class EmbeddedPostgres:
     `settings` are server settings that differ from ours.
     """
 
-    def __init__(self, data_dir: Path, clock: Clock, settings: Mapping[str, str] | None = None) -> None:
+    def __init__(
+        self,
+        data_dir: Path,
+        clock: Clock,
+        settings: Mapping[str, str] | None = None,
+        *,
+        on_restart: Callable[[], object] = lambda: None,
+    ) -> None:
         self._folder = DataFolder(data_dir.resolve())
         self._clock = clock
         self._settings = {
@@ -149,6 +158,7 @@ class EmbeddedPostgres:
             "unix_socket_directories": str(self._folder.socket.parent),
             **(settings or {}),
         }
+        self._on_restart = on_restart
         self._postmaster = Postmaster()
         self._keeper: asyncio.Task[None] | None = None  # None unless entered
 
@@ -194,6 +204,7 @@ class EmbeddedPostgres:
             lived = self._clock.monotonic() - started
             delay = 0.0 if lived > 10 else min(_LONGEST_DELAY, 2 * delay + 0.05)
             log.error("embedded Postgres died; starting it again", exit_code=code, delay=delay)
+            self._on_restart()
             await self._clock.sleep(delay)
             await self._start_again()
 

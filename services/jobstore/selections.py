@@ -35,6 +35,11 @@ class Selection(Protocol):
     """What a watcher wants."""
 
     @property
+    def kind(self) -> str:
+        """What it is about: `jobs` or `journal`."""
+        ...
+
+    @property
     def key(self) -> str:
         """Equal for those that want the same."""
         ...
@@ -76,6 +81,7 @@ class JobSelection:
 
     filter: Filter
     tree: bool = False
+    kind: str = "jobs"
 
     @cached_property
     def key(self) -> str:
@@ -143,6 +149,7 @@ class JournalSelection:
     coordinator_id: str
     filter: None = None
     scope: Scope = Scope.JOURNAL
+    kind: str = "journal"
 
     @property
     def key(self) -> str:

@@ -16,6 +16,7 @@ from jobstore import rows, statements
 from jobstore.declarations import Declarations
 from jobstore.guards import Apply, Existing, Guards, Holder, Refuse, Repeated, Root, Verdict, judge, lease_lost
 from jobstore.messages import entity_message, job_message, timestamp
+from jobstore.metrics import JournalTallies
 from jobstore.parts import Commit, Notes, Turn
 from jobstore.rows import Key, key_of
 from jobstore.shapes import Row
@@ -25,7 +26,7 @@ from waybill.v1 import jobs_pb2, jobstore_pb2
 # --- the transaction -------------------------------------------------------------------------------------------------
 
 
-async def transact(batch: Sequence[Commit | Notes], turn: Turn) -> Callable[[], None]:
+async def transact(batch: Sequence[Commit | Notes], metrics: JournalTallies, turn: Turn) -> Callable[[], None]:
     """Judges and writes a batch; returns what tells the callers, to be called when it is committed."""
     commits = [part for part in batch if isinstance(part, Commit)]
     notes = [part for part in batch if isinstance(part, Notes)]
@@ -44,6 +45,7 @@ async def transact(batch: Sequence[Commit | Notes], turn: Turn) -> Callable[[], 
             part.answer(answer)
         for note in notes:
             note.answer(None if note.coordinator_id in guards.leases else lease_lost(note.coordinator_id))
+        metrics.settled(verdicts, guards.roots, turn.time, len(commits))
 
     return tell
 

@@ -17,6 +17,7 @@ SNAPSHOT ──▶ … ───────────────────
 from __future__ import annotations
 
 import asyncio
+from datetime import datetime
 from enum import Enum, auto
 
 from jobstore.head import Head, compacted, epoch_changed
@@ -62,6 +63,8 @@ class Watcher:
         """Where the next page of the snapshot begins; None outside of one."""
         self.table_cursor: int | None = self.position.revision
         """After which revision the next page of the table begins; None when it is fed from the window."""
+        self.oldest_told: datetime | None = None
+        """Of what it was given last out of the window, when the oldest was committed; None once that is looked at."""
         self._told = False  # whether changes were sent since the last complete revision
         self._bookmark_wanted = True  # once it has caught up; at first, so that the store's epoch is known soon
         self._store_epoch = head.store_epoch
@@ -129,6 +132,7 @@ class Watcher:
         revision = self.position.revision
         pieces = [piece for batch in waiting for piece in self.selection.messages(batch, revision)]
         self.position = waiting[-1].until
+        self.oldest_told = waiting[0].until.time if pieces else None
         return self._completed(messages(pieces), self.position) if pieces else []
 
     def bookmark(self, matching: int = 0, digest: str = "") -> bytes:

@@ -236,6 +236,11 @@ class Window:
         self._size = 0
         self._start = self.end = Position(0)
 
+    @property
+    def size(self) -> int:
+        """About how many bytes it keeps."""
+        return self._size
+
     def append(self, batch: Batch) -> None:
         """Adds the next batch; drops the oldest if there is no room."""
         assert batch.since.revision == self.end.revision

@@ -5,9 +5,10 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 PATHS = {"PATH": os.environ["PATH"], "PYTHONPATH": os.pathsep.join(sys.path)}
@@ -20,22 +21,25 @@ def a_jobstore(
     *,
     listen: str = "127.0.0.1:0",
     database_url: str = "embedded",
+    settings: Mapping[str, str] = MappingProxyType({}),
+    stderr: int = subprocess.DEVNULL,
     **options: Any,
 ) -> Iterator[subprocess.Popen[str]]:
-    """Runs a jobstore, which is gone afterwards."""
+    """Runs a jobstore, which is gone afterwards. `settings`: more of its environment."""
     environment = {
         **PATHS,
         "HOME": str(data_dir.parent),
         "JOBSTORE_LISTEN": listen,
         "JOBSTORE_DATA_DIR": str(data_dir),
         "JOBSTORE_DATABASE_URL": database_url,
+        **settings,
     }
     with subprocess.Popen(
         [interpreter, "-m", "jobstore"],
         cwd="/",
         env=environment,
         stdout=subprocess.PIPE,
-        stderr=subprocess.DEVNULL,
+        stderr=stderr,
         text=True,
         **options,
     ) as process:
