@@ -11,6 +11,7 @@ from waybill_cli import catalogue, entities, jobs, operations
 from waybill_cli.demo import demo
 from waybill_cli.run import run
 from waybill_cli.session import Session
+from waybill_cli.trace import trace
 from waybill_cli.up import up
 
 app = typer.Typer(
@@ -42,15 +43,20 @@ def program(
     ] = None,
     user: Annotated[str, typer.Option(envvar="WAYBILL_USER", help="Who asks.")] = "",
     timeout: Annotated[float, typer.Option(help="Seconds that an answer may take.")] = 10.0,
+    jaeger: Annotated[
+        str,
+        typer.Option(envvar="WAYBILL_JAEGER_URL", metavar="URL", help="Where Jaeger's pages are, for links and spans."),
+    ] = "",
     _version: Annotated[
         bool, typer.Option("--version", callback=show_version, is_eager=True, help="Show the version and end.")
     ] = False,
 ) -> None:
     """Runs commands on a data centre, and shows the jobs that they become."""
-    context.obj = Session(coordinator, jobstore, user, timeout)
+    context.obj = Session(coordinator, jobstore, user, timeout, jaeger)
 
 
 app.command()(run)
+app.command()(trace)
 app.add_typer(jobs.app, name="jobs")
 app.add_typer(catalogue.app, name="commands")
 app.command()(operations.hosts)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import uuid
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterable
 from typing import Annotated, Any, TypeVar
 
 import typer
@@ -15,6 +15,7 @@ from rich.text import Text
 from waybill.v1.jobs_pb2 import HostTask, Job
 from waybill_cli.exits import Complaint, Exit
 from waybill_cli.follow import exit_code_of, follow, shown_as, unseen
+from waybill_cli.jaeger import Jaeger
 from waybill_cli.options import (
     CorrelationIdOption,
     EntityOption,
@@ -28,6 +29,7 @@ from waybill_cli.output import (
     Format,
     clock_word,
     duration_word,
+    open_page,
     printable,
     show_one,
     show_rows,
@@ -70,6 +72,10 @@ TASK_COLUMNS: list[Column[HostTask]] = [
 ]
 
 
+class NoJobLike(Complaint):
+    """No job's id begins or ends so."""
+
+
 @app.command("list")
 def list_jobs(
     context: typer.Context,
@@ -93,23 +99,36 @@ def list_jobs(
     )
     wanted = " AND ".join(each for each in (terms, filter) if each)
     order_by = "create_time" if oldest_first else ""
+    columns = [*JOB_COLUMNS, *_wide_columns(session_of(context).jaeger())] if output is Format.WIDE else JOB_COLUMNS
 
     async def work() -> None:
         async with session_of(context).client() as client:
             jobs = client.list_jobs(wanted, order_by=order_by, page_size=min(limit, 1000))
-            show_rows(await first(limit, jobs), JOB_COLUMNS, output)
+            show_rows(await first(limit, jobs), columns, output)
 
     perform(work())
 
 
 @app.command("get")
-def get_job(context: typer.Context, job_id: JobIdArgument, output: FormatOption = Format.TABLE) -> None:
-    """Shows a job with its steps."""
+def get_job(
+    context: typer.Context,
+    job_id: JobIdArgument,
+    web: Annotated[bool, typer.Option("--web", help="Print the link of its trace in Jaeger, and open it.")] = False,
+    output: FormatOption = Format.TABLE,
+) -> None:
+    """Shows a job with its steps. With -o wide also its trace, the link to it, and more.
+
+    --web needs the base URL of Jaeger: WAYBILL_JAEGER_URL.
+    """
 
     async def work() -> None:
+        jaeger = session_of(context).jaeger()
         async with session_of(context).client() as client:
             job = await client.get_job(await whole_job_id(client, job_id))
-            show_one(job, output, job_details(job))
+        if web:
+            open_page(trace_page(job, jaeger))
+        else:
+            show_one(job, output, job_details(job, _wide_facts(job, jaeger) if output is Format.WIDE else ()))
 
     perform(work())
 
@@ -171,7 +190,7 @@ async def whole_job_id(client: WaybillClient, text: str) -> str:
     jobs = await first(_SEARCHED, client.list_jobs(page_size=_SEARCHED))
     found = [job.job_id for job in jobs if job.job_id.startswith(text) or job.job_id.endswith(text)]
     if not found:
-        raise Complaint(f"no job like {text!r}", "`waybill jobs list` shows the jobs", exit_code=Exit.REFUSED)
+        raise NoJobLike(f"no job like {text!r}", "`waybill jobs list` shows the jobs", exit_code=Exit.REFUSED)
     if len(found) > 1:
         raise Complaint(f"{len(found)} jobs are like {text!r}", f"for instance {', '.join(found[:3])}")
     return found[0]
@@ -187,10 +206,23 @@ async def first(count: int, items: AsyncIterator[Item]) -> list[Item]:
     return taken
 
 
-def job_details(job: Job) -> Group:
+def trace_page(job: Job, jaeger: Jaeger | None) -> str:
+    """The link of the job's trace; Complaint if there is none, with what to set."""
+    if jaeger is None:
+        raise Complaint("where is Jaeger?", "set WAYBILL_JAEGER_URL to its base URL, like http://127.0.0.1:16686")
+    if not job.trace_id:
+        raise Complaint(
+            f"job {job.job_id} was not traced",
+            "jobs are when COORDINATOR_TRACES_ENDPOINT is set: host:port of an OTLP collector, like 127.0.0.1:4317",
+            exit_code=Exit.REFUSED,
+        )
+    return jaeger.link(job.trace_id, job.span_id)
+
+
+def job_details(job: Job, more: Iterable[tuple[str, str]] = ()) -> Group:
     """All of a job: its facts, then its tree."""
     facts = Table.grid(padding=(0, 2, 0, 0))
-    for name, value in _facts(job):
+    for name, value in (*_facts(job), *more):
         if value:
             facts.add_row(Text(name, style="dim"), Text(printable(value)))
     return Group(facts, Text(), JobPicture(job))
@@ -211,6 +243,35 @@ def _facts(job: Job) -> list[tuple[str, str]]:
         ("restarts", job.restarted_from),
         ("revision", str(job.revision)),
     ]
+
+
+def _wide_facts(job: Job, jaeger: Jaeger | None) -> list[tuple[str, str]]:
+    return [
+        ("flow", job.flow_command_id),
+        ("request id", job.request_id),
+        ("priority", str(job.priority)),
+        ("categories", ", ".join(job.categories)),
+        ("started", clock_word(job.start_time)),
+        ("updated", clock_word(job.update_time)),
+        ("trace", job.trace_id),
+        ("span", job.span_id),
+        ("link", _link(job, jaeger)),
+    ]
+
+
+def _wide_columns(jaeger: Jaeger | None) -> list[Column[Job]]:
+    return [
+        Column("OWNER", lambda job: job.owner),
+        Column("PRIORITY", lambda job: str(job.priority)),
+        Column("SUBJECTS", lambda job: ", ".join(subject_word(subject) for subject in job.subjects)),
+        Column("REVISION", lambda job: str(job.revision)),
+        Column("TRACE", lambda job: job.trace_id),
+        Column("LINK", lambda job: _link(job, jaeger)),
+    ]
+
+
+def _link(job: Job, jaeger: Jaeger | None) -> str:
+    return jaeger.link(job.trace_id, job.span_id) if jaeger and job.trace_id else ""
 
 
 def _is_whole(text: str) -> bool:

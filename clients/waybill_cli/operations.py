@@ -161,7 +161,7 @@ def check(context: typer.Context, output: FormatOption = Format.TABLE) -> None:
     async def work() -> Exit:
         async with session_of(context).client() as client:
             violations = await client.check_consistency()
-        if violations or output is not Format.TABLE:
+        if violations or output.is_data:
             show_rows(violations, VIOLATION_COLUMNS, output)
         else:
             tell("consistent: no violation found")

@@ -8,11 +8,14 @@ from __future__ import annotations
 
 import json
 import math
+import os
+import sys
 from collections.abc import Callable, Iterable, Sequence
 from datetime import UTC, datetime
 from enum import StrEnum
 from typing import Any, Generic, NamedTuple, TypeVar
 
+import typer
 import yaml
 from google.protobuf.message import Message
 from google.protobuf.timestamp_pb2 import Timestamp
@@ -32,8 +35,14 @@ class Format(StrEnum):
     """What `-o` takes."""
 
     TABLE = "table"
+    WIDE = "wide"
     JSON = "json"
     YAML = "yaml"
+
+    @property
+    def is_data(self) -> bool:
+        """True for programs, False for people."""
+        return self in (Format.JSON, Format.YAML)
 
 
 class Column(NamedTuple, Generic[Row]):
@@ -67,7 +76,7 @@ def show_rows(
     as_data: Callable[[Any], dict[str, Any]] = record,
 ) -> None:
     """A list, of messages unless `as_data` says what else, in the format asked for."""
-    if format is not Format.TABLE:
+    if format.is_data:
         show_data([as_data(row) for row in rows], format)
         return
     cells = [[_text(column.cell(row)) for column in columns] for row in rows]
@@ -79,10 +88,10 @@ def show_rows(
 
 def show_one(message: Message, format: Format, table: RenderableType) -> None:
     """One message: its record, or the given picture of it."""
-    if format is Format.TABLE:
-        show(table)
-    else:
+    if format.is_data:
         show_data(record(message), format)
+    else:
+        show(table)
 
 
 def show_data(data: Any, format: Format) -> None:
@@ -105,6 +114,13 @@ def show(picture: RenderableType) -> None:
         out.print(picture)
     else:
         Console(file=out.file, width=_PIPE_WIDTH, highlight=False).print(picture)
+
+
+def open_page(url: str) -> None:
+    """Prints a link and, where somebody sits at a screen, opens it."""
+    out.print(url, markup=False, soft_wrap=True)
+    if out.is_terminal and (sys.platform == "darwin" or os.environ.get("DISPLAY") or os.environ.get("WAYLAND_DISPLAY")):
+        typer.launch(url)
 
 
 def tell(message: str) -> None:

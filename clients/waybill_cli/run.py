@@ -15,7 +15,7 @@ from waybill_cli.follow import exit_code_of, follow, shown_as, unseen
 from waybill_cli.options import CommandTypeArgument, CorrelationIdOption, FormatOption
 from waybill_cli.output import Format, show_one, tell
 from waybill_cli.parameters import read_parameters
-from waybill_cli.session import perform, session_of
+from waybill_cli.session import Session, perform, session_of
 from waybill_cli.tree import JobPicture
 from waybill_client import DeadlineExceeded, Unavailable, WaybillClient, is_ended
 from waybill_client.words import plain
@@ -66,15 +66,25 @@ def run(
                 deadline=datetime.now(UTC) + timedelta(seconds=deadline) if deadline else None,
             )
             if watch and not validate_only:
-                return exit_code_of(await follow(client, job, shown_as(output), session))
+                job = await follow(client, job, shown_as(output), session)
+                _tell_link(job, session)
+                return exit_code_of(job)
             if wait and not validate_only:
                 job = await follow(client, job, unseen(), session)
             elif not is_ended(job) and not validate_only:
                 tell(f"follow it with: {session.command_line('jobs', 'watch', job.job_id)}")
             show_one(job, output, JobPicture(job))
+            if wait:
+                _tell_link(job, session)
             return exit_code_of(job)
 
     perform(work())
+
+
+def _tell_link(job: Job, session: Session) -> None:
+    jaeger = session.jaeger()
+    if jaeger and job.trace_id:
+        tell(f"trace: {jaeger.link(job.trace_id, job.span_id)}")
 
 
 async def _parameters(client: WaybillClient, command_type: str, assignments: list[str], params: str) -> dict[str, Any]:

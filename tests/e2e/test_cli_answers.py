@@ -8,16 +8,15 @@ import os
 import signal
 import subprocess
 import sys
-import threading
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 
 import grpc
 import pytest
-from tests.integration.waybill_client.far_end import Context, ScriptedCoordinator, ScriptedJobStore, refuse
-from typer.testing import CliRunner, Result
+from tests.integration.waybill_cli.scripted import FarEnd, waybill
+from tests.integration.waybill_client.far_end import Context, refuse
+from typer.testing import CliRunner
 
-from waybill.v1 import coordinator_pb2_grpc, jobstore_pb2_grpc
 from waybill.v1.coordinator_pb2 import CommandType, RunCommandRequest
 from waybill.v1.jobs_pb2 import EntityType, ExecutionStatus, Job, Step
 from waybill.v1.jobstore_pb2 import JobChangeEvent, Violation, WatchJobsRequest, WatchJobsResponse
@@ -31,53 +30,17 @@ SCHEMA = {
 }
 
 
-class FarEnd:
-    """Scripted services in a thread of their own, since the program brings its own loop."""
-
-    def __init__(self) -> None:
-        self.coordinator = ScriptedCoordinator()
-        self.coordinator.command_types = [
-            CommandType(name="AddDisk", version=1, description="Adds a disk", parameters_schema=struct(SCHEMA))
-        ]
-        self.jobstore = ScriptedJobStore()
-        self.address = ""
-        self._listening = threading.Event()
-        self._loop = asyncio.new_event_loop()
-        self._thread = threading.Thread(target=self._loop.run_until_complete, args=(self._serve(),))
-
-    def start(self) -> None:
-        self._thread.start()
-        assert self._listening.wait(10)
-
-    def stop(self) -> None:
-        self._loop.call_soon_threadsafe(self._ending.set)
-        self._thread.join()
-        self._loop.close()
-
-    async def _serve(self) -> None:
-        self._ending = asyncio.Event()
-        server = grpc.aio.server()
-        coordinator_pb2_grpc.add_CoordinatorServicer_to_server(self.coordinator, server)
-        jobstore_pb2_grpc.add_JobStoreServicer_to_server(self.jobstore, server)
-        self.address = f"127.0.0.1:{server.add_insecure_port('127.0.0.1:0')}"
-        await server.start()
-        self._listening.set()
-        await self._ending.wait()
-        await server.stop(0)
-
-
 @pytest.fixture
 def far_end(monkeypatch: pytest.MonkeyPatch) -> Iterator[FarEnd]:
     far_end = FarEnd()
+    far_end.coordinator.command_types = [
+        CommandType(name="AddDisk", version=1, description="Adds a disk", parameters_schema=struct(SCHEMA))
+    ]
     far_end.start()
     monkeypatch.setenv("WAYBILL_COORDINATOR", far_end.address)
     monkeypatch.setenv("WAYBILL_JOBSTORE", far_end.address)
     yield far_end
     far_end.stop()
-
-
-def waybill(*words: str) -> Result:
-    return CliRunner().invoke(app, list(words))
 
 
 def a_job(status: str = "STARTED", revision: int = 1, *steps: Step) -> Job:

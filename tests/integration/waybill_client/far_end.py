@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import AsyncIterator, Awaitable, Callable
 from typing import Any
 
@@ -19,13 +20,23 @@ from waybill.v1.coordinator_pb2 import (
     RunMultipleCommandsRequest,
     RunMultipleCommandsResponse,
 )
-from waybill.v1.jobs_pb2 import Entity, ExecutionStatus, Job
+from waybill.v1.jobs_pb2 import Command, Entity, Event, ExecutionStatus, HostTask, Job, Lock
 from waybill.v1.jobstore_pb2 import (
     CheckConsistencyRequest,
     CheckConsistencyResponse,
     GetJobRequest,
+    ListCommandsRequest,
+    ListCommandsResponse,
+    ListEventsRequest,
+    ListEventsResponse,
+    ListHostTasksRequest,
+    ListHostTasksResponse,
     ListJobsRequest,
     ListJobsResponse,
+    ListLocksRequest,
+    ListLocksResponse,
+    ListStepsRequest,
+    ListStepsResponse,
     PutEntitiesRequest,
     PutEntitiesResponse,
     Violation,
@@ -81,6 +92,10 @@ class ScriptedJobStore(jobstore_pb2_grpc.JobStoreServicer):
         self.filters: list[str] = []
         self.entities: list[Entity] = []
         self.violations: list[Violation] = []
+        self.commands: list[Command] = []
+        self.host_tasks: list[HostTask] = []
+        self.locks: list[Lock] = []
+        self.events: list[Event] = []
 
     async def GetJob(self, request: GetJobRequest, context: Context) -> Job:
         if request.job_id not in self.jobs:
@@ -90,9 +105,26 @@ class ScriptedJobStore(jobstore_pb2_grpc.JobStoreServicer):
     async def ListJobs(self, request: ListJobsRequest, context: Context) -> ListJobsResponse:
         self.filters.append(request.filter)
         begin, size = int(request.page_token or 0), request.page_size or 50
-        jobs = list(self.jobs.values())
+        jobs = [job for job in self.jobs.values() if _is_of(request.filter, job.correlation_id)]
         more = str(begin + size) if begin + size < len(jobs) else ""
         return ListJobsResponse(jobs=jobs[begin : begin + size], next_page_token=more)
+
+    async def ListSteps(self, request: ListStepsRequest, context: Context) -> ListStepsResponse:
+        return ListStepsResponse(steps=self.jobs[request.job_id].steps)
+
+    async def ListCommands(self, request: ListCommandsRequest, context: Context) -> ListCommandsResponse:
+        commands = [each for each in self.commands if each.flow_command_id == request.flow_command_id]
+        return ListCommandsResponse(commands=commands)
+
+    async def ListHostTasks(self, request: ListHostTasksRequest, context: Context) -> ListHostTasksResponse:
+        tasks = [each for each in self.host_tasks if each.correlation_id == request.correlation_id]
+        return ListHostTasksResponse(host_tasks=tasks)
+
+    async def ListLocks(self, request: ListLocksRequest, context: Context) -> ListLocksResponse:
+        return ListLocksResponse(locks=self.locks)
+
+    async def ListEvents(self, request: ListEventsRequest, context: Context) -> ListEventsResponse:
+        return ListEventsResponse(events=[each for each in self.events if _is_of(request.filter, each.correlation_id)])
 
     async def WatchJobs(self, request: WatchJobsRequest, context: Context) -> AsyncIterator[WatchJobsResponse]:
         self.watches.append(request)
@@ -106,6 +138,12 @@ class ScriptedJobStore(jobstore_pb2_grpc.JobStoreServicer):
 
     async def CheckConsistency(self, request: CheckConsistencyRequest, context: Context) -> CheckConsistencyResponse:
         return CheckConsistencyResponse(violations=self.violations)
+
+
+def _is_of(filter: str, correlation_id: str) -> bool:
+    """The one term of a filter that is understood here."""
+    wanted = re.search(r'correlation_id = "(.*?)"', filter)
+    return wanted is None or wanted[1] == correlation_id
 
 
 def a_status(code: grpc.StatusCode, reason: str, message: str, **metadata: str) -> status_pb2.Status:
