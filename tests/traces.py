@@ -16,7 +16,8 @@ def of_trace(spans: Iterable[SinkSpan], trace_id: str) -> list[SinkSpan]:
     by_id: dict[str, SinkSpan] = {}
     for span in spans:
         if span.trace_id == trace_id:
-            assert by_id.setdefault(span.span_id, span) == span, f"two spans have the id {span.span_id}"
+            same = by_id.setdefault(span.span_id, span)
+            assert same == span, f"two spans have the id {span.span_id}:\n{same}\n{span}"
     return sorted(by_id.values(), key=lambda span: (span.start, span.end))
 
 

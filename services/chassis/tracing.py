@@ -33,7 +33,7 @@ from contextlib import ExitStack, asynccontextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass, field
 from importlib.metadata import version
-from typing import Final, Literal, NamedTuple
+from typing import Any, Final, Literal, NamedTuple
 
 import grpc
 from opentelemetry import trace
@@ -286,6 +286,18 @@ def _plain(resource: Resource) -> dict[str, Value]:
     return {key: value for key, value in resource.attributes.items() if isinstance(value, str | bool | int | float)}
 
 
+def _described(service_name: str, more: Mapping[str, str]) -> Resource:
+    """Says which process makes the spans, but not which copy of equal ones: an heir delivers the very same span.
+
+    The SDK makes up a `service.instance.id` for each process; one that is the same after a restart may be given.
+    """
+    named = {"service.name": service_name, "service.namespace": "waybill", "service.version": version("waybill")}
+    made = Resource.create({**named, **more})
+    if "service.instance.id" in more:
+        return made
+    return Resource({key: value for key, value in made.attributes.items() if key != "service.instance.id"})
+
+
 class _IntoOutbox(SpanProcessor):
     """Hands spans that the SDK made to the outbox."""
 
@@ -320,8 +332,12 @@ def describe_call(attributes: Mapping[str, Value]) -> None:
 
 def link_call(to: Context) -> None:
     """Links the current call's span to another one: to work that it is about, but did not begin."""
-    context = trace.SpanContext(int(to.trace_id, 16), int(to.span_id, 16), is_remote=True)
-    trace.get_current_span().add_link(context)
+    trace.get_current_span().add_link(_span_context(to))
+
+
+def _span_context(of: Context) -> trace.SpanContext:
+    flags = trace.TraceFlags(trace.TraceFlags.SAMPLED if of.sampled else trace.TraceFlags.DEFAULT)
+    return trace.SpanContext(int(of.trace_id, 16), int(of.span_id, 16), is_remote=True, trace_flags=flags)
 
 
 class Tracing:
@@ -388,15 +404,15 @@ class _CallSpans(OpenTelemetryAioServerInterceptor):
     def begin(self, call: Call, incoming: Context | None) -> Ended:
         """Starts the span of a call and makes it the current one; returns what ends it."""
         around = ExitStack()
-        if incoming is not None:
-            around.enter_context(self._set_remote_context(call.rpc))
+        if incoming is not None:  # by itself: the package would read, and log, whatever baggage and state come with it
+            around.enter_context(trace.use_span(trace.NonRecordingSpan(_span_context(incoming))))
         span: trace.Span = around.enter_context(self._start_span(_Details(call.method), call.rpc))  # type: ignore[no-untyped-call]
         span.set_attribute("correlation_id", call.caller.correlation_id)
         if incoming is None:
             _parent.set(_context_of(span))
 
         def end(error: BaseException | None) -> None:
-            code, words = _end_of(error)
+            code, words = _end_of(error, call.rpc)
             span.set_attribute(RPC_GRPC_STATUS_CODE, code.value[0])
             span.set_status(_server_status(code, words))  # type: ignore[no-untyped-call]
             around.close()
@@ -409,7 +425,7 @@ def _context_of(span: trace.Span) -> Context:
     return Context(f"{own.trace_id:032x}", f"{own.span_id:016x}", own.trace_flags.sampled)
 
 
-def _end_of(error: BaseException | None) -> tuple[grpc.StatusCode, str]:
+def _end_of(error: BaseException | None, rpc: grpc.aio.ServicerContext[Any, Any]) -> tuple[grpc.StatusCode, str]:
     if error is None:
         return grpc.StatusCode.OK, ""
     if isinstance(error, WaybillError):
@@ -417,6 +433,8 @@ def _end_of(error: BaseException | None) -> tuple[grpc.StatusCode, str]:
     if isinstance(error, grpc.aio.AioRpcError):
         failure = WaybillError.from_rpc_error(error)
         return failure.code, failure.reason
+    if isinstance(error, grpc.aio.AbortError):
+        return rpc.code(), rpc.details()
     if isinstance(error, asyncio.CancelledError | grpc.aio.BaseError):
         return grpc.StatusCode.CANCELLED, "the caller has left, or its deadline has passed"
     if isinstance(error, NotImplementedError):
@@ -444,8 +462,7 @@ async def open_tracing(
     if not endpoint:
         yield no_tracing()
         return
-    named = {"service.name": service_name, "service.namespace": "waybill", "service.version": version("waybill")}
-    described = Resource.create({**named, **(resource or {})})
+    described = _described(service_name, resource or {})
     async with open_channel(endpoint) as channel:
         stub = trace_service_pb2_grpc.TraceServiceStub(channel)  # type: ignore[no-untyped-call]
         outbox = Outbox(stub, described)
