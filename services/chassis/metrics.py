@@ -150,7 +150,7 @@ class CallTallies(Tallies):
 
         def ended(error: BaseException | None) -> None:
             method.open -= 1
-            self.calls.add(method.name, "OK" if error is None else _end_of(error)[0].name)
+            self.calls.add(method.name, "OK" if error is None else _end_of(error, call.rpc)[0].name)
             if method.seconds is not None:
                 method.seconds.observe(self._clock.monotonic() - began, _trace_id())
 
