@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import random
 import signal
 import sqlite3
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
@@ -11,7 +12,7 @@ from typing import Any
 import grpc
 import pytest
 from tests.integration.hostagent.conftest import AgentProcess
-from tests.integration.hostagent.host_client import SUCCESS, HostClient, a_spec, connected, within
+from tests.integration.hostagent.host_client import FINISHED, SUCCESS, HostClient, a_spec, connected, within
 from tests.otlp_sink import OtlpSink, SinkSpan
 
 from waybill.v1 import hostagent_pb2
@@ -41,6 +42,22 @@ async def done(agent: HostClient, spec: Any) -> Any:
 
 def ids_of(spans: Sequence[SinkSpan]) -> list[str]:
     return [str(span.attributes["task.id"]) for span in spans]
+
+
+def delivered(*names: str) -> Callable[[Sequence[SinkSpan]], bool]:
+    """Tells whether the spans of all these tasks are there."""
+    return lambda spans: set(names) <= set(ids_of(spans))
+
+
+async def some_over(agent: HostClient, number: int) -> list[str]:
+    """Waits until so many tasks are over, and returns their ids."""
+    over: list[str] = []
+    async for status in agent.statuses():
+        if status.state == FINISHED and status.task_id not in over:
+            over.append(status.task_id)
+        if len(over) >= number:
+            break
+    return over
 
 
 def kept(process: AgentProcess) -> int:
@@ -151,6 +168,44 @@ async def test_a_collector_that_is_away_holds_nobody_up(start_agent: StartAgent,
         assert sorted(ids_of(await sink.wait_for(lambda spans: len(spans) >= len(names)))) == sorted(names)
     await ended(process)
     assert (kept(process), len(sink.spans)) == (0, len(names))
+
+
+async def test_who_ends_while_the_collector_is_away_leaves_it_to_the_next(
+    start_agent: StartAgent, sink: OtlpSink
+) -> None:
+    await sink.stop()
+    process = await start_agent(traces_endpoint=sink.address)
+    async with connected(process.address) as agent:
+        await done(agent, traced("createVolume", "t1", volume_id="v", size_mb=1))
+    await ended(process)
+    assert kept(process) == 1
+    await sink.start()
+    await process.begin()
+    assert ids_of(await sink.wait_for(lambda spans: spans)) == ["t1"]
+
+
+async def test_whenever_it_is_killed_each_task_has_its_span_and_never_another(
+    start_agent: StartAgent, sink: OtlpSink
+) -> None:
+    rng = random.Random(3)
+    process = await start_agent(traces_endpoint=sink.address, sim_work_ms="5")
+    names: list[str] = []
+    for round_number in range(4):
+        batch = [f"{round_number}-{number}" for number in range(20)]
+        names += batch
+        async with connected(process.address) as agent:
+            specs = [traced("createVolume", name, volume_id=name, size_mb=1) for name in batch]
+            assert set(await agent.start_all(*specs)) == {""}
+            over = await some_over(agent, rng.randint(1, len(batch)))
+            assert set(await agent.clear(*over)) == {""}
+            if round_number % 2:
+                await sink.wait_for(delivered(over[0]))
+        await process.kill_and_begin()
+    await sink.wait_for(delivered(*names))
+    by_id: dict[str, SinkSpan] = {}
+    for span in sink.spans:
+        assert by_id.setdefault(span.span_id, span) == span
+    assert sorted(ids_of(list(by_id.values()))) == sorted(names)
 
 
 async def test_without_a_collector_the_ledger_keeps_no_spans(start_agent: StartAgent) -> None:
