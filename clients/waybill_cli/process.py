@@ -106,8 +106,9 @@ class Process:
 
     def send(self, number: signal.Signals) -> None:
         """Sends a signal; nothing happens if it has ended."""
-        if self.alive:
-            os.kill(self.pid, number)
+        with suppress(ProcessLookupError):  # it ended a moment ago, and the loop was not told yet
+            if self.alive:
+                os.kill(self.pid, number)
 
     async def kill(self) -> None:
         """Ends it as a crash would, and returns when it is gone (the keeper then starts it again)."""
@@ -204,7 +205,8 @@ class Process:
             await asyncio.gather(line, end, return_exceptions=True)
 
     def _whole_environment(self) -> dict[str, str]:
-        listen = {f"{self.module.upper()}_LISTEN": self.address, "WAYBILL_SUPERVISOR_FD": str(self._pipe)}
+        prefix = self.module.rpartition(".")[2].upper()
+        listen = {f"{prefix}_LISTEN": self.address, "WAYBILL_SUPERVISOR_FD": str(self._pipe)}
         return {**os.environ, **self.environment, **listen}
 
     def _open_log(self) -> BinaryIO:

@@ -8,7 +8,8 @@
 
 Started from the bottom up: the first jobstore (which brings the embedded Postgres), then hosts and the other jobstores
 (which are given the first one's database), then coordinators. Stopped from the top down. Everything listens on loopback
-only, and nothing outlives the supervisor (`process.py`).
+only, and nothing outlives the supervisor (`process.py`). A Jaeger, where one is wanted, is there before them and after
+them, so that it gets every span.
 
 In the data folder: a folder for each jobstore and host, `logs/`, and `ports.json`, which remembers where everybody
 listened: HOST entities carry the address of their agent, so an agent should be found again where it was.
@@ -29,6 +30,7 @@ from types import TracebackType
 from typing import Any, Self
 
 from waybill.v1.jobs_pb2 import Entity, EntityType
+from waybill_cli.jaegerd import BINARY, CONFIGURATION, free_port
 from waybill_cli.process import Process, StartFailed
 from waybill_client import FailedPrecondition, NotFound, WaybillClient
 
@@ -37,15 +39,20 @@ LOOPBACK = "127.0.0.1"
 
 @dataclass(frozen=True)
 class Ports:
-    """Where the first coordinator, the first jobstore and the hosts (counted upwards) listen; the others anywhere."""
+    """Where the first coordinator, the first jobstore and the hosts (counted upwards) listen; the others anywhere.
+
+    Of Jaeger: where people look at traces, and where services send them.
+    """
 
     coordinator: int = 50051
     jobstore: int = 50052
     hosts: int = 50061
+    jaeger: int = 16686
+    traces: int = 4317
 
 
 class Stack:
-    """The services as children: `jobstores`, `coordinators`, `hosts`.
+    """The services as children: `jobstores`, `coordinators`, `hosts`; with `jaeger`, they send their traces there.
 
     `ports` None means any free port, or the one of the last time. `environment` goes to every child, for settings and
     for plug-ins; a child's own may be changed before it is started again. Without `auto_restart` what ends stays down.
@@ -58,6 +65,7 @@ class Stack:
         hosts: int = 2,
         coordinators: int = 1,
         jobstores: int = 1,
+        jaeger: bool = False,
         ports: Ports | None = None,
         environment: Mapping[str, str] | None = None,
         auto_restart: bool = True,
@@ -67,6 +75,12 @@ class Stack:
         self.jobstores: list[Process] = []
         self.coordinators: list[Process] = []
         self.hosts: list[Process] = []
+        self.jaeger: Process | None = None  # None unless it is wanted, and before the start
+        self.jaeger_url = ""
+        """Where people and programs look at traces; empty without Jaeger."""
+        self.traces_endpoint = ""
+        """Where services and clients send them, `host:port` of OTLP/gRPC; empty without Jaeger."""
+        self._with_jaeger = jaeger
         self._counts = (jobstores, coordinators, hosts)
         self._ports = ports
         self._environment = dict(environment or {})
@@ -78,7 +92,8 @@ class Stack:
     @property
     def processes(self) -> list[Process]:
         """All of them, in the order in which they are started."""
-        return [*self.jobstores, *self.hosts, *self.coordinators]
+        jaeger = [self.jaeger] if self.jaeger else []
+        return [*jaeger, *self.jobstores, *self.hosts, *self.coordinators]
 
     @property
     def database_url(self) -> str:
@@ -116,22 +131,33 @@ class Stack:
         await process.kill()
 
     async def stop(self) -> None:
-        """Stops everybody, coordinators first and the first jobstore last."""
+        """Stops everybody, coordinators first, the first jobstore last, and Jaeger after that."""
         for together in (self.coordinators, self.hosts, self.jobstores[1:], self.jobstores[:1]):
             await asyncio.gather(*(process.stop() for process in together))
+        if self.jaeger is not None:
+            await self.jaeger.stop()
         self._held.close()
 
     def describe(self) -> dict[str, Any]:
         """Addresses and pids, as `waybill up --json` prints them."""
-        return {
+        described: dict[str, Any] = {
             "coordinators": [{"address": each.address, "pid": each.pid} for each in self.coordinators],
             "jobstores": [{"address": each.address, "pid": each.pid} for each in self.jobstores],
             "hosts": [{"host_id": each.name, "address": each.address, "pid": each.pid} for each in self.hosts],
             "database_url": self.database_url,
             "data": str(self.data_dir),
         }
+        if self.jaeger is not None:
+            described["jaeger"] = {
+                "url": self.jaeger_url,
+                "traces_endpoint": self.traces_endpoint,
+                "pid": self.jaeger.pid,
+            }
+        return described
 
     async def _start(self) -> None:
+        if self._with_jaeger:
+            await self._start_jaeger()
         jobstores, coordinators, hosts = self._counts
         self.hosts = [self._host(number) for number in range(1, hosts + 1)]
         self.jobstores = [self._jobstore(1)]
@@ -144,6 +170,25 @@ class Stack:
         await _all([*(process.start() for process in self.coordinators), self._declare_hosts()])
         await self.serving()
         self._remember_ports()
+
+    async def _start_jaeger(self) -> None:
+        """Starts it and waits until it takes spans."""
+        if not os.access(BINARY, os.X_OK):
+            raise StartFailed(f"there is no Jaeger at {BINARY}; `make jaeger` gets one")
+        query = self._port_for_good("jaeger-query", self._ports.jaeger if self._ports else None)
+        traces = self._port_for_good("jaeger-traces", self._ports.traces if self._ports else None)
+        self.jaeger_url = f"http://{LOOPBACK}:{query}"
+        self.traces_endpoint = f"{LOOPBACK}:{traces}"
+        environment = {
+            "JAEGER_QUERY_PORT": str(query),
+            "JAEGER_QUERY_GRPC_PORT": "0",  # any: nobody here asks by gRPC
+            "JAEGER_OTLP_PORT": str(traces),
+            "JAEGER_DATA_DIR": str(self.data_dir / "jaeger"),
+            "JAEGER_UI_CONFIG": str(CONFIGURATION / "ui.json"),
+        }
+        self.jaeger = self._process("waybill_cli.jaegerd", "jaeger", None, environment)
+        await self.jaeger.start()
+        await self.jaeger.serving()
 
     def _jobstore(self, number: int) -> Process:
         environment = {"JOBSTORE_DATA_DIR": str(self.data_dir / f"jobstore-{number}")}
@@ -168,12 +213,15 @@ class Stack:
             name,
             module,
             (LOOPBACK, self._port(name, port)),
-            environment={**self._environment, **environment},
+            environment={**self._environment, **self._tracing(module), **environment},
             log=self.data_dir / "logs" / f"{name}.log",
             supervisor_pipe=self._pipe,
             auto_restart=self._auto_restart,
             tell=self._tell,
         )
+
+    def _tracing(self, module: str) -> dict[str, str]:
+        return {f"{module.upper()}_TRACES_ENDPOINT": self.traces_endpoint} if self.jaeger else {}
 
     async def _declare_hosts(self) -> None:
         """Makes the hosts known under their addresses; what else is declared of a known one stays as it is."""
@@ -224,6 +272,10 @@ class Stack:
         remembered = self._remembered_ports().get(name, 0)
         return remembered if _is_free(remembered) else 0
 
+    def _port_for_good(self, name: str, fixed: int | None) -> int:
+        """For one who is told a port by others' settings, and so cannot take any when it starts."""
+        return self._port(name, fixed) or free_port(LOOPBACK)
+
     def _remembered_ports(self) -> dict[str, int]:
         try:
             ports: dict[str, int] = json.loads((self.data_dir / "ports.json").read_text())
@@ -232,12 +284,18 @@ class Stack:
         return ports
 
     def _remember_ports(self) -> None:
-        ports = {process.name: int(process.address.rpartition(":")[2]) for process in self.processes}
+        ports = {process.name: _port_of(process.address) for process in self.processes}
+        if self.jaeger is not None:
+            ports |= {"jaeger-query": _port_of(self.jaeger_url), "jaeger-traces": _port_of(self.traces_endpoint)}
         (self.data_dir / "ports.json").write_text(json.dumps({**self._remembered_ports(), **ports}, indent=2))
 
 
 def _addresses(processes: Iterable[Process]) -> str:
     return ",".join(process.address for process in processes)
+
+
+def _port_of(address: str) -> int:
+    return int(address.rpartition(":")[2])
 
 
 def _is_free(port: int) -> bool:

@@ -34,9 +34,13 @@ def up(
         str,
         typer.Option(
             metavar="fixed|auto",
-            help="fixed: coordinator 50051, jobstore 50052, hosts from 50061. auto: any free ones, kept for next time.",
+            help="fixed: coordinator 50051, jobstore 50052, hosts from 50061, Jaeger 16686 and 4317. "
+            "auto: any free ones, kept for next time.",
         ),
     ] = "fixed",
+    jaeger: Annotated[
+        bool, typer.Option("--jaeger", help="Start Jaeger too, and send all traces there; `make jaeger` gets one.")
+    ] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print one line of JSON once all are serving.")] = False,
     verbose: Annotated[bool, typer.Option("--verbose", "-v", help="Show what the services log.")] = False,
 ) -> None:
@@ -51,6 +55,7 @@ def up(
         hosts=hosts,
         coordinators=coordinators,
         jobstores=jobstores,
+        jaeger=jaeger,
         ports=Ports() if ports == "fixed" else None,
         tell=tell,
     )
@@ -95,6 +100,9 @@ def _announce(stack: Stack, *, as_json: bool) -> None:
     for process in stack.processes:
         tell(f"  {process.name:<14} {process.address:<21} pid {process.pid}")
     tell(f"serving; logs in {stack.data_dir / 'logs'}; Ctrl-C stops everything\n")
+    if stack.jaeger is not None:
+        tell(f"  traces in Jaeger: {stack.jaeger_url}")
+        tell(f"  for clients: WAYBILL_JAEGER_URL={stack.jaeger_url} WAYBILL_TRACES_ENDPOINT={stack.traces_endpoint}\n")
     session = Session(*_unless_default(stack))
     tell("  try: " + session.command_line("commands", "list"))
     tell("       " + session.command_line("run", "AddDisk", "disk_id=first", "size_mb=64", "host_id=host-1", "--watch"))
