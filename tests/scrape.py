@@ -47,7 +47,11 @@ class Scrape:
 
     def __call__(self, sample: str, **labels: str) -> float:
         """Returns the sum of all samples of this name that have these labels; 0 if there is none."""
-        return sum(value for value, _ in self._found(sample, labels))
+        return sum(self.values(sample, **labels))
+
+    def values(self, sample: str, **labels: str) -> list[float]:
+        """Returns each of them."""
+        return [value for value, _ in self._found(sample, labels)]
 
     def exemplars(self, sample: str, **labels: str) -> list[Exemplar]:
         """Returns the exemplars of such samples."""

@@ -8,6 +8,7 @@ import sys
 
 from chassis import logs
 from chassis.clock import SystemClock, Uuid7Ids
+from chassis.metrics import open_metrics
 from chassis.server import Mount, run, serve
 from chassis.settings import BAD_SETTINGS, load
 from chassis.tracing import open_tracing
@@ -28,7 +29,8 @@ async def serve_host(settings: Settings) -> None:
     driver = load_driver(settings.driver)
     with logs.bound(host_id=settings.host_id), data_folder(settings.data_folder()) as folder:
         async with (
-            Ledger(folder / "ledger.db", ids) as ledger,
+            open_metrics(settings.metrics_listen, clock) as metrics,
+            Ledger(folder / "ledger.db", ids, clock) as ledger,
             open_tracing(settings.traces_endpoint, "waybill-hostagent", _resource(settings.host_id)) as tracing,
             Observations(ledger, clock) as observations,
         ):
@@ -48,6 +50,7 @@ async def serve_host(settings: Settings) -> None:
                     cleared_days=settings.cleared_days,
                 ) as runner,
             ):
+                metrics.add(runner.metrics, ledger.metrics, observations.metrics)
                 agent = hostagent_pb2.AgentIdentity(
                     host_id=settings.host_id, incarnation=ledger.incarnation, boot_id=ids.new()
                 )
@@ -55,7 +58,8 @@ async def serve_host(settings: Settings) -> None:
                     agent=agent, driver=driver, host=host, runner=runner, observations=observations
                 )
                 mount = Mount("waybill.v1.HostAgent", service, hostagent_pb2_grpc.add_HostAgentServicer_to_server)
-                await serve(settings.listen, [mount], observers=[tracing.observer], before_stop=service.before_stop)
+                observers = [tracing.observer, *metrics.observers]
+                await serve(settings.listen, [mount], observers=observers, before_stop=service.before_stop)
 
 
 def _resource(host_id: str) -> dict[str, str]:

@@ -36,6 +36,11 @@ class Watcher(Generic[K, V]):
         self._woken = asyncio.Event()
         self._closed = False
 
+    @property
+    def untold(self) -> int:
+        """How many changes it has not taken yet."""
+        return len(self._due) + len(self._later)
+
     def tell(self, key: K, value: V, *, at_leisure: bool = False) -> None:
         """Adds a change, instead of an earlier one of the same key that was not taken, at the end of the row."""
         if at_leisure and key not in self._due:
@@ -77,6 +82,16 @@ class Feed(Generic[K, V]):
         self._watchers: set[Watcher[K, V]] = set()
         self._closed = False
         self._leisurely = asyncio.Event()  # somebody has something for later
+
+    @property
+    def watchers(self) -> int:
+        """How many there are."""
+        return len(self._watchers)
+
+    @property
+    def untold(self) -> int:
+        """How many changes the slowest of them has not taken yet."""
+        return max((watcher.untold for watcher in self._watchers), default=0)
 
     def tell(self, key: K, value: V, *, at_leisure: bool = False) -> None:
         """Tells every watcher."""

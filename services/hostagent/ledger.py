@@ -30,9 +30,10 @@ from typing import Final, NamedTuple, Self
 from google.rpc import status_pb2
 
 from chassis import errors
-from chassis.clock import Ids
+from chassis.clock import Clock, Ids, SystemClock
 from chassis.errors import WaybillError
 from chassis.tracing import FinishedSpan
+from hostagent.metrics import LedgerTallies
 from hostagent.spans import span_from_text, span_to_text
 from hostagent.sqlite_writer import SqliteWriter, Step, T
 from hostagent.task import Ending, Json, TaskResult, TaskSpec
@@ -161,8 +162,10 @@ class Ledger:
     All raise WaybillError (UNAVAILABLE) if it cannot be written, a full disk for one; nothing is changed then.
     """
 
-    def __init__(self, path: Path | str, ids: Ids) -> None:
-        self._file = SqliteWriter(path, _SCHEMA)
+    def __init__(self, path: Path | str, ids: Ids, clock: Clock | None = None) -> None:
+        """`clock` takes the time of the transactions."""
+        self.metrics = LedgerTallies(clock or SystemClock())
+        self._file = SqliteWriter(path, _SCHEMA, on_sent=self.metrics.sent, on_written=self.metrics.written)
         self._ids = ids
         self._next_number = 1
         self._delivered: list[int] = []  # numbers of spans that are to be forgotten
@@ -318,6 +321,7 @@ class Ledger:
         try:
             return await self._file.write(step)
         except sqlite3.Error as error:
+            self.metrics.failures.add()
             raise errors.unavailable(f"the host's ledger cannot be written: {error}", retry_after=1.0) from error
 
 

@@ -22,6 +22,7 @@ from chassis.errors import WaybillError
 from hostagent.crew import Crew
 from hostagent.feed import Feed, Watcher
 from hostagent.ledger import Ledger
+from hostagent.metrics import ObservationTallies
 
 _BLOCK: Final = 1000
 _RETRY_SECONDS: Final = 1.0
@@ -56,6 +57,7 @@ class Observations:
         self._crew = Crew()
         self._short = asyncio.Event()  # of numbers
         self._raised = asyncio.Event()
+        self.metrics = ObservationTallies(self._feed, self._current.keys)
         self.newest = ledger.observation_ceiling
         """Number of the newest observation, or what the former processes had reserved."""
 
@@ -83,6 +85,7 @@ class Observations:
         else:
             self._current[key] = observation
         self._feed.tell(key, observation)
+        self.metrics.made.add(entity_type, state)
 
     def current(self) -> list[Observation]:
         """Returns the last observation of everything that is on the host, in order of their numbers."""

@@ -38,6 +38,7 @@ from hostagent.drivers.driver import Host, Verb
 from hostagent.feed import Feed, Watcher
 from hostagent.intake import Intake
 from hostagent.ledger import FlowOwner, Ledger, LedgerRow
+from hostagent.metrics import TaskTallies
 from hostagent.observations import Observations
 from hostagent.pursuit import Pursuit
 from hostagent.record import Record, record_accepted, record_found
@@ -113,6 +114,15 @@ class TaskRunner:
         """How many tasks wait for a place."""
         self.running = 0
         """How many tasks have one."""
+        self.metrics = TaskTallies(
+            records=self._records.values,
+            running=lambda: self.running,
+            waiting=lambda: self.waiting,
+            calls=lambda: self._calls,
+            places=workers,
+            queue=queue,
+            feed=self._feed,
+        )
 
     async def __aenter__(self) -> Self:
         await self._recorder.take_up()
@@ -133,13 +143,13 @@ class TaskRunner:
     async def start(self, specs: Sequence[TaskSpec]) -> list[WaybillError | None]:
         """Accepts tasks; says of each why it was refused, if it was. Raises WaybillError if nothing can be written."""
         answers = await self._crew.see_through(self._intake.take(specs, is_call=False))
-        return [answer if isinstance(answer, WaybillError) else None for answer in answers]
+        return [self._refused(answer) if isinstance(answer, WaybillError) else None for answer in answers]
 
     async def call(self, spec: TaskSpec) -> Record:
         """Runs a short verb and returns its record once it is over. Raises WaybillError if it was not taken in."""
         (answer,) = await self._crew.see_through(self._intake.take((spec,), is_call=True))
         if isinstance(answer, WaybillError):
-            raise answer
+            raise self._refused(answer)
         record = self.record(spec.task_id)
         await record.over.wait()
         return record if record.task.is_over else self.record(spec.task_id)  # which raises: its host lost it
@@ -215,6 +225,10 @@ class TaskRunner:
             self._fill_places()
         self._publish(record)
 
+    def _refused(self, refusal: WaybillError) -> WaybillError:
+        self.metrics.refusals.add(refusal.reason)
+        return refusal
+
     def _enqueue(self, record: Record) -> None:
         self.waiting += 1
         heapq.heappush(self._queued, (-record.spec.priority, next(self._arrivals), record))
@@ -222,6 +236,8 @@ class TaskRunner:
     def _publish(self, record: Record) -> None:
         self._log(record)
         self._recorder.note(record)
+        if record.task.is_over:
+            self.metrics.ended(record)
         if not record.row.is_call and not record.silent:
             self._feed.tell(record.spec.task_id, record, at_leisure=not record.task.is_over)
 

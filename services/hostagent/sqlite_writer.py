@@ -41,8 +41,20 @@ _Outcome = tuple[Any, Exception | None]
 class SqliteWriter:
     """The only user of a SQLite file: `async with SqliteWriter(path, schema) as file`."""
 
-    def __init__(self, path: Path | str, schema: Sequence[str]) -> None:
-        """`schema`: statements to run at every opening; they say IF NOT EXISTS."""
+    def __init__(
+        self,
+        path: Path | str,
+        schema: Sequence[str],
+        *,
+        on_sent: Callable[[int], None] = lambda writes: None,
+        on_written: Callable[[], None] = lambda: None,
+    ) -> None:
+        """`schema`: statements to run at every opening; they say IF NOT EXISTS.
+
+        `on_sent` is told of a transaction that begins and how many writes are in it, `on_written` that it is over.
+        """
+        self._on_sent = on_sent
+        self._on_written = on_written
         self._path = str(path)
         self._schema = schema
         self._gathering: list[_Entry] = []
@@ -90,8 +102,10 @@ class SqliteWriter:
     def _send(self) -> None:
         batch, self._gathering = self._gathering, []
         self._batches.put(batch)
+        self._on_sent(len(batch))
 
     def _written(self, batch: list[_Entry], outcomes: list[_Outcome]) -> None:
+        self._on_written()
         for entry, (answer, error) in zip(batch, outcomes, strict=True):
             if entry.waiter.done():  # its caller was cancelled
                 continue
