@@ -7,11 +7,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import cast
+from typing import Final, cast
 
 from google.protobuf.timestamp_pb2 import Timestamp
 
+from chassis import logs
 from chassis.errors import WaybillError
+from chassis.tracing import parse_traceparent
 from jobstore import rows, statements
 from jobstore.declarations import Declarations
 from jobstore.guards import Apply, Existing, Guards, Holder, Refuse, Repeated, Root, Verdict, judge, lease_lost
@@ -22,6 +24,8 @@ from jobstore.rows import Key, key_of
 from jobstore.shapes import Row
 from jobstore.writer import Writer
 from waybill.v1 import jobs_pb2, jobstore_pb2
+
+log = logs.get_logger(__name__)
 
 # --- the transaction -------------------------------------------------------------------------------------------------
 
@@ -46,8 +50,41 @@ async def transact(batch: Sequence[Commit | Notes], metrics: JournalTallies, tur
         for note in notes:
             note.answer(None if note.coordinator_id in guards.leases else lease_lost(note.coordinator_id))
         metrics.settled(verdicts, guards.roots, turn.time, len(commits))
+        _log(applied, guards.roots, turn.revision)
 
     return tell
+
+
+def _log(applied: Iterable[tuple[Commit, Apply]], roots: Mapping[str, Root], revision: int) -> None:
+    """Writes a line for each job that was begun or has ended; none for its progress."""
+    for part, verdict in applied:
+        commit = part.commit
+        if commit.HasField("new_job"):
+            status, command_type, trace_id = commit.new_job.status, commit.new_job.command_type, commit.new_job.trace_id
+        elif commit.job.status in _UNFINISHED:  # of a change: as it was
+            continue
+        else:
+            root = roots[commit.flow_command_id]
+            context = parse_traceparent(root.traceparent)
+            status, command_type, trace_id = commit.job.status, root.command_type, context.trace_id if context else ""
+        log.info(
+            "job changed status",
+            status=jobs_pb2.ExecutionStatus.Name(status).removeprefix("EXECUTION_STATUS_"),
+            command_type=command_type,
+            job_id=commit.job_id,
+            correlation_id=verdict.correlation_id,
+            trace_id=trace_id,
+            revision=revision,
+        )
+
+
+_UNFINISHED: Final = frozenset(
+    {
+        jobs_pb2.EXECUTION_STATUS_UNSPECIFIED,
+        jobs_pb2.EXECUTION_STATUS_PENDING,
+        jobs_pb2.EXECUTION_STATUS_STARTED,
+    }
+)
 
 
 # --- guards ----------------------------------------------------------------------------------------------------------

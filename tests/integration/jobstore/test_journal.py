@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterator
 from typing import Any
 
 import asyncpg
 import pytest
+import structlog
 from tests.integration.jobstore.flow import (
     COORDINATOR,
     FINISHED,
@@ -608,3 +609,38 @@ async def test_the_doorbell_rings_once_a_transaction_with_its_revision(
     assert await rung.get() == "1"
     await applied(journal, a_flow().first())
     assert await rung.get() == "2"
+
+
+class TestLogLines:
+    @pytest.fixture
+    def lines(self) -> Iterator[list[Any]]:
+        with structlog.testing.capture_logs() as lines:
+            yield lines
+
+    async def test_a_job_has_a_line_for_its_beginning_and_its_end_and_none_for_its_progress(
+        self, journal: Journal, lines: list[Any]
+    ) -> None:
+        trace_id = "0af7651916cd43dd8448eb211c80319c"
+        flow = a_flow(command_type="RemoveImage", correlation_id="order-7", trace_id=trace_id)
+        first = flow.first()
+        first.new_commands[0].traceparent = f"00-{trace_id}-b7ad6b7169203331-01"
+        [begun] = await commit(journal, first)
+        await commit(journal, flow.progress(50))
+        [ended] = await commit(journal, flow.last())
+        assert [(line["status"], line["revision"]) for line in lines] == [
+            ("STARTED", begun.revision),
+            ("FINISHED", ended.revision),
+        ]
+        names = {"job_id": flow.job_id, "correlation_id": "order-7", "trace_id": trace_id}
+        expected = {"event": "job changed status", "command_type": "RemoveImage", "log_level": "info", **names}
+        assert all(expected.items() <= line.items() for line in lines)
+
+    async def test_what_is_refused_or_said_twice_has_no_line(self, journal: Journal, lines: list[Any]) -> None:
+        flow = a_flow()
+        first = flow.first()
+        await commit(journal, first)
+        await commit(journal, first)
+        stale = flow.last()
+        stale.epoch += 1
+        await commit(journal, stale)
+        assert [line["status"] for line in lines] == ["STARTED"]
