@@ -3,8 +3,8 @@
 __main__ session exits options     the program, one run of it, how it ends, what its commands share
 run jobs catalogue entities        its commands, a file for each group
 operations trace up demo
-output tree timeline follow        how results are shown: tables, trees, in the order of time, live
-records                            and as data
+output tree follow records         how results are shown: tables, trees, live, as data
+things timeline                    and in the order of time
 jaeger                             links to it, and spans from it
 parameters datafile completion     what people write: name=value, files, Tab
 stack process logfiles             the services as supervised children; tests use these, too

@@ -77,7 +77,7 @@ class Jaeger:
         return f"{page}?uiFind={span_id}" if span_id else page
 
     async def spans(self, trace_id: str) -> list[Span]:
-        """All spans of a trace by their start, the longer ones first, each once; raises NoSpans."""
+        """All spans of a trace by their start, parents first, each once; raises NoSpans."""
         answer = await asyncio.to_thread(self._get, f"/api/traces/{trace_id}?raw=true")
         try:
             return spans_of(answer)
@@ -108,7 +108,16 @@ def spans_of(answer: Mapping[str, Any]) -> list[Span]:
     """The spans in an answer of the API. One that was delivered twice is the same span."""
     spans = [_span(each, trace["processes"]) for trace in answer["data"] for each in trace["spans"]]
     unique = {(each.trace_id, each.span_id, each.name, each.start, each.end): each for each in spans}
-    return sorted(unique.values(), key=lambda span: (span.start, span.start - span.end, span.span_id))
+    parents = {each.span_id: each.parent_span_id for each in unique.values()}
+    return sorted(unique.values(), key=lambda span: (span.start, _depth(span.span_id, parents), span.span_id))
+
+
+def _depth(span_id: str, parents: Mapping[str, str]) -> int:
+    """How many spans are above it; of spans in a circle, which nobody should have made, just many."""
+    depth = 0
+    while depth < len(parents) and parents.get(span_id):
+        span_id, depth = parents[span_id], depth + 1
+    return depth
 
 
 def _span(each: Mapping[str, Any], processes: Mapping[str, Any]) -> Span:

@@ -9,7 +9,6 @@ from typing import Annotated, Any, TypeVar
 import typer
 from google.protobuf.message import Message
 from rich.console import Group
-from rich.table import Table
 from rich.text import Text
 
 from waybill.v1.jobs_pb2 import HostTask, Job
@@ -29,8 +28,8 @@ from waybill_cli.output import (
     Format,
     clock_word,
     duration_word,
+    fact_table,
     open_page,
-    printable,
     show_one,
     show_rows,
     status_text,
@@ -99,12 +98,12 @@ def list_jobs(
     )
     wanted = " AND ".join(each for each in (terms, filter) if each)
     order_by = "create_time" if oldest_first else ""
-    columns = [*JOB_COLUMNS, *_wide_columns(session_of(context).jaeger())] if output is Format.WIDE else JOB_COLUMNS
 
     async def work() -> None:
+        wide = _wide_columns(session_of(context).jaeger()) if output is Format.WIDE else []
         async with session_of(context).client() as client:
             jobs = client.list_jobs(wanted, order_by=order_by, page_size=min(limit, 1000))
-            show_rows(await first(limit, jobs), columns, output)
+            show_rows(await first(limit, jobs), [*JOB_COLUMNS, *wide], output)
 
     perform(work())
 
@@ -221,11 +220,7 @@ def trace_page(job: Job, jaeger: Jaeger | None) -> str:
 
 def job_details(job: Job, more: Iterable[tuple[str, str]] = ()) -> Group:
     """All of a job: its facts, then its tree."""
-    facts = Table.grid(padding=(0, 2, 0, 0))
-    for name, value in (*_facts(job), *more):
-        if value:
-            facts.add_row(Text(name, style="dim"), Text(printable(value)))
-    return Group(facts, Text(), JobPicture(job))
+    return Group(fact_table((*_facts(job), *more)), Text(), JobPicture(job))
 
 
 def _facts(job: Job) -> list[tuple[str, str]]:

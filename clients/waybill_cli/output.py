@@ -53,7 +53,7 @@ class Column(NamedTuple, Generic[Row]):
     whole: bool = False
 
 
-_PIPE_WIDTH = 1000
+_NO_WINDOW = 1000
 
 out = Console(highlight=False, soft_wrap=False)
 err = Console(stderr=True, highlight=False)
@@ -80,7 +80,9 @@ def show_rows(
         show_data([as_data(row) for row in rows], format)
         return
     cells = [[_text(column.cell(row)) for column in columns] for row in rows]
-    if out.is_terminal:
+    if out.is_terminal and format is Format.WIDE:
+        _wide().print(_window_table(columns, cells))  # lines longer than the window, but legible
+    elif out.is_terminal:
         out.print(_window_table(columns, cells))
     else:
         _print_lines([column.heading for column in columns], cells)
@@ -113,7 +115,7 @@ def show(picture: RenderableType) -> None:
     if out.is_terminal:
         out.print(picture)
     else:
-        Console(file=out.file, width=_PIPE_WIDTH, highlight=False).print(picture)
+        _wide().print(picture)
 
 
 def open_page(url: str) -> None:
@@ -141,6 +143,17 @@ def status_text(status: ExecutionStatus.ValueType) -> Text:
 def status_style(status: ExecutionStatus.ValueType) -> str:
     """The colour of a status."""
     return _STYLES.get(status, "")
+
+
+def fact_table(facts: Iterable[tuple[str, str]]) -> Table:
+    """Names and values, a fact a line; those that are empty are left out."""
+    table = Table.grid(padding=(0, 2, 0, 0))
+    table.add_column()
+    table.add_column(overflow="fold")  # a link must stay whole
+    for name, value in facts:
+        if value:
+            table.add_row(Text(name, style="dim"), Text(printable(value)))
+    return table
 
 
 def subject_word(subject: Subject) -> str:
@@ -172,6 +185,10 @@ def duration_word(start: Timestamp, end: Timestamp) -> str:
 def printable(text: str) -> str:
     """The text with control characters made visible, so that nobody's data can drive a terminal."""
     return "".join(each if each.isprintable() else repr(each)[1:-1] for each in text)
+
+
+def _wide() -> Console:
+    return Console(file=out.file, width=_NO_WINDOW, highlight=False)
 
 
 def _text(cell: str | Text) -> Text:

@@ -12,10 +12,11 @@ from waybill.v1.jobs_pb2 import Job
 from waybill_cli import completion
 from waybill_cli.exits import Exit
 from waybill_cli.follow import exit_code_of, follow, shown_as, unseen
+from waybill_cli.jaeger import Jaeger
 from waybill_cli.options import CommandTypeArgument, CorrelationIdOption, FormatOption
 from waybill_cli.output import Format, show_one, tell
 from waybill_cli.parameters import read_parameters
-from waybill_cli.session import Session, perform, session_of
+from waybill_cli.session import perform, session_of
 from waybill_cli.tree import JobPicture
 from waybill_client import DeadlineExceeded, Unavailable, WaybillClient, is_ended
 from waybill_client.words import plain
@@ -52,6 +53,7 @@ def run(
 
     async def work() -> Exit:
         session = session_of(context)
+        jaeger = session.jaeger()
         async with session.client() as client:
             parameters = await _parameters(client, command_type, assignments or [], params)
             job = await _submit(
@@ -67,7 +69,7 @@ def run(
             )
             if watch and not validate_only:
                 job = await follow(client, job, shown_as(output), session)
-                _tell_link(job, session)
+                _tell_link(job, jaeger)
                 return exit_code_of(job)
             if wait and not validate_only:
                 job = await follow(client, job, unseen(), session)
@@ -75,14 +77,13 @@ def run(
                 tell(f"follow it with: {session.command_line('jobs', 'watch', job.job_id)}")
             show_one(job, output, JobPicture(job))
             if wait:
-                _tell_link(job, session)
+                _tell_link(job, jaeger)
             return exit_code_of(job)
 
     perform(work())
 
 
-def _tell_link(job: Job, session: Session) -> None:
-    jaeger = session.jaeger()
+def _tell_link(job: Job, jaeger: Jaeger | None) -> None:
     if jaeger and job.trace_id:
         tell(f"trace: {jaeger.link(job.trace_id, job.span_id)}")
 

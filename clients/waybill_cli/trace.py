@@ -12,7 +12,6 @@ from typing import Annotated, Any, NamedTuple, TypeVar
 import typer
 from google.protobuf.message import Message
 from rich.console import Group
-from rich.table import Table
 from rich.text import Text
 
 from waybill.v1.jobs_pb2 import Command, Event, HostTask, Job, JobView, Lock, Step
@@ -21,12 +20,11 @@ from waybill_cli.exits import Complaint, Exit
 from waybill_cli.jaeger import Jaeger, NoSpans, Span
 from waybill_cli.jobs import NoJobLike, whole_job_id
 from waybill_cli.options import FormatOption
-from waybill_cli.output import Format, out, printable, show, show_data, tell, warn
+from waybill_cli.output import Format, fact_table, out, printable, show, show_data, tell, warn
 from waybill_cli.session import perform, session_of
-from waybill_cli.timeline import (
+from waybill_cli.things import (
     KINDS,
     Thing,
-    Timeline,
     began_at,
     in_order,
     of_command,
@@ -36,9 +34,9 @@ from waybill_cli.timeline import (
     of_span,
     of_step,
     of_task,
-    show_lines,
     thing_record,
 )
+from waybill_cli.timeline import Timeline, show_lines
 from waybill_client import NotFound, WaybillClient, where
 
 Item = TypeVar("Item", bound=Message)
@@ -86,9 +84,11 @@ def trace(
 ) -> None:
     """Shows everything that bears a correlation id, in the order of time.
 
-    Jobs, their steps, commands, tasks, calls and waits on hosts, events and locks, and, from Jaeger, the spans of their
-    traces: set WAYBILL_JAEGER_URL, or --jaeger. What tells of the same in fewer words is left out of the table: the
-    events of steps. -o wide adds ids, -o json and yaml have all of it.
+    Jobs, steps, commands, locks, tasks, calls, waits, events; and,
+    with WAYBILL_JAEGER_URL or --jaeger, the spans of their traces.
+
+    The events of steps are left out, since the steps are there.
+    -o wide adds ids; -o json and -o yaml have all of it.
     """
     if not _CORRELATION_ID.fullmatch(id):
         raise typer.BadParameter(
@@ -193,10 +193,7 @@ def _show(found: Found, things: list[Thing], jaeger: Jaeger | None, *, wide: boo
     if not out.is_terminal:
         show_lines(told, now)
         return
-    facts = Table.grid(padding=(0, 2, 0, 0))
-    for name, value in _facts(found, told, jaeger):
-        facts.add_row(Text(name, style="dim"), Text(printable(value)))
-    show(Group(facts, Text()))
+    show(Group(fact_table(_facts(found, told, jaeger)), Text()))
     out.print(Timeline(told, now, ids=wide), soft_wrap=True)
 
 

@@ -66,6 +66,19 @@ def test_a_command_runs_to_its_end_and_is_found_again() -> None:
     assert [event["event_type"] for event in (events[0], events[-1])] == ["JOB_STARTED", "JOB_ENDED"]
 
 
+def test_all_that_bears_a_correlation_id_is_found_also_by_a_job_of_it() -> None:
+    job = told("run", "AddDisk", "disk_id=t-1", "size_mb=4", "host_id=host-2", "--correlation-id", "traced", "--wait")
+    trace = told("trace", "traced")
+    assert told("trace", job["job_id"]) == trace
+    assert trace["job_ids"] == [job["job_id"]]
+    assert {each["record"].get("correlation_id") for each in trace["timeline"]} == {"traced"}
+    assert {each["kind"] for each in trace["timeline"]} == {"job", "command", "step", "task", "event"}
+    (task,) = [each for each in trace["timeline"] if each["kind"] == "task"]
+    assert (task["name"], task["where"], task["status"]) == ("createVolume DISK/t-1", "host-2", "SUCCESS")
+    times = [each["time"] for each in trace["timeline"]]
+    assert times == sorted(times)
+
+
 def test_a_watch_in_a_pipe_tells_the_story() -> None:
     ended = waybill("run", "AddDisk", "disk_id=c-2", "size_mb=4", "host_id=host-2", "--watch")
     assert ended.exit_code == 0

@@ -23,4 +23,5 @@ def jaeger(monkeypatch: pytest.MonkeyPatch) -> Iterator[ScriptedJaeger]:
     """A Jaeger that the program finds by its environment."""
     with ScriptedJaeger() as jaeger:
         monkeypatch.setenv("WAYBILL_JAEGER_URL", jaeger.url)
+        monkeypatch.setenv("no_proxy", "*")
         yield jaeger

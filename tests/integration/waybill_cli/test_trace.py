@@ -259,10 +259,12 @@ def test_a_job_that_was_not_traced_has_no_link_but_a_remedy(far_end: FarEnd, jae
     assert "COORDINATOR_TRACES_ENDPOINT" in ended.stderr
 
 
-def test_a_url_that_is_none_is_exit_code_2(far_end: FarEnd) -> None:
-    ended = waybill("--jaeger", "localhost:16686", "trace", "spring-cleaning")
+@pytest.mark.parametrize("command", ["trace x", "run RemoveVm", "jobs list -o wide", f"jobs get {JOB_ID} --web"])
+def test_a_url_that_is_none_is_exit_code_2_and_nothing_is_asked(far_end: FarEnd, command: str) -> None:
+    ended = waybill("--jaeger", "localhost:16686", *command.split())
     assert ended.exit_code == 2
     assert "is no URL of a Jaeger" in ended.stderr
+    assert (far_end.coordinator.requests, far_end.jobstore.filters) == ([], [])
 
 
 @pytest.mark.parametrize("command", [("jobs", "list"), ("jobs", "get", JOB_ID)])

@@ -17,7 +17,7 @@ ANSWER: dict[str, Any] = json.loads(Path(__file__).with_name("jaeger_answer.json
 TRACE_ID = "e36dba174354a05cb8accc3bc657b243"
 
 
-def test_the_spans_come_by_their_start_the_longer_ones_first() -> None:
+def test_the_spans_come_by_their_start_and_parents_first() -> None:
     assert [(span.name, span.service) for span in spans_of(ANSWER)] == [
         ("/waybill.v1.Coordinator/RunCommand", "waybill-client"),
         ("/waybill.v1.Coordinator/RunCommand", "waybill-coordinator"),
@@ -48,6 +48,13 @@ def test_a_span_that_was_delivered_twice_is_one() -> None:
     answer = copy.deepcopy(ANSWER)
     answer["data"][0]["spans"] *= 2
     assert spans_of(answer) == spans_of(ANSWER)
+
+
+def test_spans_in_a_circle_are_shown_too() -> None:
+    answer = copy.deepcopy(ANSWER)
+    for span in answer["data"][0]["spans"]:
+        span["references"] = [{"refType": "CHILD_OF", "traceID": TRACE_ID, "spanID": span["spanID"]}]
+    assert len(spans_of(answer)) == 5
 
 
 def test_a_reference_to_anything_but_the_parent_is_a_link() -> None:

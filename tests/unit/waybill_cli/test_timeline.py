@@ -27,11 +27,9 @@ from waybill.v1.jobs_pb2 import (
     TaskResult,
     TaskState,
 )
-from waybill_cli.timeline import (
+from waybill_cli.things import (
     Thing,
-    Timeline,
     began_at,
-    exact_word,
     in_order,
     of_command,
     of_event,
@@ -39,9 +37,9 @@ from waybill_cli.timeline import (
     of_lock,
     of_step,
     of_task,
-    show_lines,
     thing_record,
 )
+from waybill_cli.timeline import Timeline, exact_word, show_lines
 from waybill_client.words import struct, timestamp
 
 NOON = datetime(2026, 11, 21, 12, tzinfo=UTC)
@@ -221,7 +219,7 @@ def test_as_data_all_kinds_have_the_same_fields() -> None:
         ("time", "after_seconds", "kind", "id", "name", "where", "status", "duration_seconds", "error", "record")
     }
     job, task, event, step = records
-    assert (job["time"], job["after_seconds"], job["duration_seconds"]) == ("2026-11-21T12:00:00Z", 0.0, 3.0)
+    assert (job["time"], job["after_seconds"], job["duration_seconds"]) == ("2026-11-21T12:00:00.000000Z", 0.0, 3.0)
     assert (task["after_seconds"], task["record"]["verb"]) == (1.0, "deleteImage")
     assert (event["duration_seconds"], step["time"], step["after_seconds"]) == (None, None, None)
 
