@@ -115,6 +115,8 @@ def of_task(task: HostTask) -> Thing:
     kind = _TASK_KINDS.get(task.kind, "task")
     verb = f"attempt {task.attempt}: {task.verb}" if task.attempt > 1 else task.verb
     what = subject_word(task.entity) or _in_words(task.arguments)
+    if kind == "wait":
+        what = f"{subject_word(task.entity)} {_condition(task.arguments)}"
     return Thing(
         kind,
         task.task_id,
@@ -202,6 +204,13 @@ def _reason(of: Job | Step | Command | HostTask) -> str:
 def _in_words(parameters: Struct) -> str:
     values: dict[str, Any] = plain(parameters)
     return " ".join(f"{name}={value}" for name, value in sorted(values.items()) if value not in (None, "", [], {}))
+
+
+def _condition(arguments: Struct) -> str:
+    """`until state UP`: what a wait waits for."""
+    until = plain(arguments).get("until", {})
+    terms = [f"{name} {' or '.join(map(str, values))}" for name, values in until.items() if isinstance(values, list)]
+    return f"until {' and '.join(terms)}" if terms else ""
 
 
 def _iso(time: datetime | None) -> str | None:

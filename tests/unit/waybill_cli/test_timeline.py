@@ -132,10 +132,23 @@ def test_a_command_is_its_type_and_parameters() -> None:
     assert (thing.seconds(), thing.seconds(at(1.5))) == (None, 1.5)
 
 
-@pytest.mark.parametrize(("kind", "name"), [("TASK", "deleteImage DISK/d1"), ("WAIT", "DISK/d1")])
-def test_tasks_calls_and_waits_are_told_apart(kind: str, name: str) -> None:
+@pytest.mark.parametrize("kind", ["TASK", "CALL"])
+def test_tasks_and_calls_are_a_verb_on_an_entity(kind: str) -> None:
     thing = of_task(a_task(kind=kind))
-    assert (thing.kind, thing.name, thing.status) == (kind.lower(), name, "SUCCESS")
+    assert (thing.kind, thing.name, thing.where) == (kind.lower(), "deleteImage DISK/d1", "host-1")
+
+
+def test_a_wait_says_what_it_waits_for() -> None:
+    task = a_task(kind="WAIT")
+    assert (of_task(task).kind, of_task(task).name) == ("wait", "DISK/d1")
+    task.arguments.update({"until": {"state": ["UP", "PAUSED"]}, "fails_if": {"state": ["DOWN"]}})
+    assert of_task(task).name == "DISK/d1 until state UP or PAUSED"
+
+
+def test_a_later_attempt_says_so() -> None:
+    task = a_task()
+    task.attempt = 2
+    assert of_task(task).name == "attempt 2: deleteImage DISK/d1"
 
 
 def test_a_lock_is_held() -> None:
