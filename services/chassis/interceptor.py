@@ -18,6 +18,7 @@ Observers are the seam for tracing and metrics: they see each call begin and end
 from __future__ import annotations
 
 import asyncio
+import logging
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import aclosing
 from typing import Any, Final, NamedTuple
@@ -41,6 +42,14 @@ _Echo = tuple[tuple[str, str | bytes], ...]
 _Rpc = grpc.aio.ServicerContext[Any, Any]
 
 log = logs.get_logger(__name__)
+
+
+_GRPC_LOG: Final = logging.getLogger("grpc._cython.cygrpc")
+
+
+def _is_no_complaint_about_encoding(record: logging.LogRecord) -> bool:
+    """gRPC logs each header that is not UTF-8, as it came and several times: so anybody could fill the log."""
+    return not str(record.msg).startswith("Invalid encoding")
 
 
 class Call(NamedTuple):
@@ -70,6 +79,7 @@ class Interceptor(grpc.aio.ServerInterceptor):
         limits: Mapping[str, int] | None = None,
     ) -> None:
         """`limits`: the most bytes of a request, by service name; the others have the transport's own."""
+        _GRPC_LOG.addFilter(_is_no_complaint_about_encoding)
         self._ids = ids or Uuid7Ids()
         self._observers = tuple(observers)
         self._limits = limits or {}
@@ -277,8 +287,8 @@ def _bad_correlation_id(problem: str) -> WaybillError:
 
 
 def _checked_user(user: str) -> str:
-    if not 0 < len(user) <= _LONGEST_USER or not user.isprintable():
-        raise errors.invalid_field(USER_KEY, f"must be 1-{_LONGEST_USER} printable characters")
+    if not 0 < len(user) <= _LONGEST_USER or not user.isascii() or not user.isprintable():
+        raise errors.invalid_field(USER_KEY, f"must be 1-{_LONGEST_USER} printable characters of ASCII")
     return user
 
 
