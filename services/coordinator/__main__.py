@@ -9,6 +9,7 @@ from collections.abc import Awaitable, Callable
 from chassis import logs
 from chassis.channels import open_channel
 from chassis.clock import SystemClock, Uuid7Ids
+from chassis.metrics import open_metrics
 from chassis.server import Mount, end_process, run, serve
 from chassis.settings import load
 from chassis.tracing import open_tracing
@@ -35,6 +36,7 @@ async def main(settings: Settings) -> None:
     registry = Registry.load()
     ready = asyncio.Event()
     async with (
+        open_metrics(settings.metrics_listen, clock) as metrics,
         open_channel(settings.jobstore, max_message_mib=JOURNAL_MESSAGE_MIB, sticky=True) as writing,
         open_channel(settings.jobstore) as reading,
         Journal(jobstore_pb2_grpc.JournalStub(writing), coordinator_id, clock, rng) as journal,
@@ -73,6 +75,7 @@ async def main(settings: Settings) -> None:
             on_leases=recovery.leases_seen,
             traced_revision=lambda: engine.deliveries.mark,
         )
+        metrics.add(engine.metrics, journal.metrics, hosts.metrics, lease.metrics)
         background.start(coordinate(journal, engine, lease, monitor, recovery, ready), "coordinate")
         service = CoordinatorService(engine, registry, store, ids)
         mount = Mount("waybill.v1.Coordinator", service, coordinator_pb2_grpc.add_CoordinatorServicer_to_server)
@@ -81,7 +84,7 @@ async def main(settings: Settings) -> None:
             [mount],
             ready=until(ready),
             before_stop=lambda: let_go(engine, journal),
-            observers=[tracing.observer],
+            observers=[tracing.observer, *metrics.observers],
         )
         await journal.drain(DRAIN_SECONDS)
 

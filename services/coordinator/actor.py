@@ -57,7 +57,7 @@ class Actor:
         self._cancels: dict[int, asyncio.Future[jobs_pb2.Job]] = {}
         self._timers: dict[str, float] = {}  # the latest moment of each key: an older one fires for nothing
         self._waits: frozenset[EntityRef] = frozenset()
-        self.chronicle = Chronicle(engine.tracing, engine.deliveries, tree)
+        self.chronicle = Chronicle(engine.tracing, engine.deliveries, engine.metrics, tree)
 
     @property
     def flow_command_id(self) -> str:

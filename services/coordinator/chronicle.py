@@ -21,7 +21,7 @@ through a crash is one connected trace: it goes on in another process under the 
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from hashlib import sha1
 from typing import Final
@@ -30,6 +30,7 @@ from chassis import logs
 from chassis.tracing import Context, Event, FinishedSpan, Tracing, Value, parse_traceparent
 from coordinator import failures, wire
 from coordinator.flow import FlowTree
+from coordinator.metrics import FlowTallies
 from coordinator.mutations import Mutations
 from coordinator.rows import Command, CommandStatus, Job, Leaf, LeafKind, Status
 from waybill.v1 import jobstore_pb2
@@ -59,9 +60,10 @@ class _Written:
 class Chronicle:
     """Of one flow."""
 
-    def __init__(self, tracing: Tracing, deliveries: Deliveries, tree: FlowTree) -> None:
+    def __init__(self, tracing: Tracing, deliveries: Deliveries, metrics: FlowTallies, tree: FlowTree) -> None:
         self._tracing = tracing
         self._deliveries = deliveries
+        self._metrics = metrics
         self._tree = tree
         self._begun: dict[str, float] = {}  # when each command that has not ended was stored, by its id
         self._phases: dict[str, float] = {}  # when each began
@@ -102,6 +104,7 @@ class Chronicle:
             delivered = self._deliveries.expect(revision)
         else:
             delivered = None
+        self._count(written, over, time)
         if self._context is not None:
             for leaf in written.done:
                 self._tell_of_lost(leaf, time)
@@ -217,6 +220,19 @@ class Chronicle:
             attributes["entity.type"] = subject.entity_type
             attributes["entity.id"] = subject.entity_id
         return attributes
+
+    # --- metrics ------------------------------------------------------------------------------------------------------
+
+    def _count(self, written: _Written, over: Sequence[Command], time: float) -> None:
+        job, root = self._tree.job, self._tree.root
+        trace_id = job.trace_id if root.traceparent.endswith("-01") else ""
+        for command in written.begun:
+            self._metrics.begun.add(command.command_type)
+        for command in over:
+            seconds = time - self._begun.get(command.command_id, time)
+            self._metrics.command_ended(command.command_type, command.status.value, seconds, trace_id)
+        if written.ended is not None:
+            self._metrics.job_ended(job.command_type, self._phases, time, trace_id)
 
     # --- the log -----------------------------------------------------------------------------------------------------
 

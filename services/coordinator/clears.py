@@ -29,6 +29,9 @@ class Clears:
         self._queue: dict[str, None] = {}
         self._sender: asyncio.Task[None] | None = None  # None while the queue is empty
 
+    def __len__(self) -> int:
+        return len(self._queue)
+
     def add(self, task_ids: Iterable[str]) -> None:
         """Has the host forget these; an id that it does not know counts as forgotten."""
         self._queue.update(dict.fromkeys(task_ids))

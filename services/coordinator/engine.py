@@ -40,6 +40,7 @@ from coordinator.commands.base import Command, Registry
 from coordinator.flow import FlowTree
 from coordinator.hosts import Hosts
 from coordinator.journal import Journal
+from coordinator.metrics import FlowTallies
 from coordinator.nodes import span_id_of
 from coordinator.plan import EntityRef
 from coordinator.retries import Backoff
@@ -90,6 +91,9 @@ class Engine:
         self._known_hosts: dict[str, Entity] = {}
         self._crashes: dict[str, Backoff] = {}  # of flows whose actor had a defect
         self._room = asyncio.Semaphore(most_unanswered)
+        self.metrics = FlowTallies(
+            flows=lambda: self.flows, tasks=lambda: len(self._by_task), awaited=lambda: len(self._waiting)
+        )
         self._closed: WaybillError | None = unavailable("this coordinator is starting")  # None while flows are taken
 
     def start(self) -> None:
@@ -240,13 +244,14 @@ class Engine:
         self._add(actor)
         self.announce_later(actor, actor.chronicle.resume(message))
         actor.post(ev.Recovered())
+        self.metrics.taken_up.add()
         self.requests_left(message.requests)
 
     def ended_untold(self, flows: Sequence[jobstore_pb2.FlowRows]) -> None:
         """Delivers the spans of flows that had ended, whose coordinator died before it could."""
         for message in flows:
             tree = FlowTree.load(wire.rows_from(message), cancel=Cancel.NONE)
-            Chronicle(self.tracing, self.deliveries, tree).resume(message)
+            Chronicle(self.tracing, self.deliveries, self.metrics, tree).resume(message)
 
     # --- for actors --------------------------------------------------------------------------------------------------
 
@@ -300,6 +305,7 @@ class Engine:
     def crashed(self, actor: Actor, error: Exception) -> None:
         """An actor has a defect: its flow is loaded anew, after a pause that grows."""
         job = actor.tree.job
+        self.metrics.crashes.add()
         log.error("a flow's actor crashed", exc_info=error, job_id=job.job_id, correlation_id=job.correlation_id)
         stored = actor.tree.sequence > 0
         self.abandoned(actor, internal(f"a defect stopped job {job.job_id}; it is taken up again from what is stored"))

@@ -81,6 +81,13 @@ class HostLink:
         self._introduced = False  # the host has answered from where it is now
         self._introducing = asyncio.Lock()
         self._away = False
+        self.streams = 0
+        """How many streams are open on which the host has spoken."""
+
+    @property
+    def state(self) -> str:
+        """`up`, `away`, or `unknown` while it has not answered since it was last looked for anew."""
+        return "away" if self._away else "up" if self._introduced else "unknown"
 
     def move(self, address: str) -> grpc.aio.Channel | None:
         """The host is at another address from now on. Returns the former channel, to be closed. Raises ValueError."""
@@ -119,9 +126,12 @@ class HostLink:
 
     async def listen(self, rpc: grpc.aio.UnaryStreamMultiCallable[Q, A], request: Q) -> AsyncGenerator[A, None]:
         """Yields what the host streams; ends with HostAway, never by itself."""
-        call = rpc(request)
+        call, speaks = rpc(request), 0
         try:
             async for message in call:
+                if not speaks:
+                    speaks = 1
+                    self.streams += speaks
                 if message.agent.host_id:
                     self.meet(message.agent)
                 yield message
@@ -133,6 +143,7 @@ class HostLink:
                 raise
             raise HostAway(f"host {self.host_id} has moved") from None
         finally:
+            self.streams -= speaks
             call.cancel()
 
     def meet(self, agent: hostagent_pb2.AgentIdentity) -> None:

@@ -28,15 +28,18 @@ A start costs no asyncio task: senders run only while their queue holds somethin
 from __future__ import annotations
 
 import random
+from collections import Counter
 from collections.abc import Callable, Iterable
 from types import TracebackType
 
 from chassis import logs
 from chassis.clock import Clock
+from chassis.tallies import Labels
 from coordinator.background import Background
 from coordinator.calls import Calls
 from coordinator.clears import Clears
 from coordinator.hostlink import HostLink, Surroundings
+from coordinator.metrics import HostTallies
 from coordinator.starts import Starts
 from coordinator.stops import Stops
 from coordinator.taskbook import TaskBook, TaskReport
@@ -65,6 +68,12 @@ class Hosts:
         self._around = Surroundings(clock, rng, self._background, report, cleared, coordinator_id, poll_seconds)
         self._hosts: dict[str, Host] = {}
         self._host_of: dict[str, Host] = {}  # by task or call in our care
+        self.metrics = HostTallies(
+            hosts=self._by_state,
+            streams=lambda: sum(host.link.streams for host in self._hosts.values()),
+            tasks=self._tasks,
+            clears=lambda: sum(len(host.clears) for host in self._hosts.values()),
+        )
 
     async def __aenter__(self) -> Hosts:
         await self._background.__aenter__()
@@ -126,6 +135,14 @@ class Hosts:
         for task_id in task_ids:
             if host := self._host_of.pop(task_id, None):
                 host.forget(task_id)
+
+    def _by_state(self) -> dict[Labels, float]:
+        numbers = Counter(host.link.state for host in self._hosts.values())
+        return {(state,): numbers[state] for state in ("up", "away", "unknown")}
+
+    def _tasks(self) -> dict[Labels, float]:
+        waiting = sum(host.book.unaccepted for host in self._hosts.values())
+        return {("waiting",): waiting, ("taken",): sum(len(host.book) for host in self._hosts.values()) - waiting}
 
     def _host(self, host_id: str) -> Host:
         host = self._hosts.get(host_id)

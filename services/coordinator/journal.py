@@ -40,6 +40,7 @@ from coordinator.background import Background
 from coordinator.batches import Batch, Gathering, Waiting
 from coordinator.doorbell import set_within, settled
 from coordinator.journalwatch import HeardEntities, HeardRequests, JournalWatch
+from coordinator.metrics import JournalTallies
 from coordinator.retries import Backoff, verdict
 from waybill.v1 import jobs_pb2, jobstore_pb2, jobstore_pb2_grpc
 
@@ -78,6 +79,10 @@ class Journal:
         self._closed: WaybillError | None = None  # why nothing is taken any more; None while open
         self._watch = JournalWatch(stub, coordinator_id, clock, rng)
         self._background = Background()
+        self.metrics = JournalTallies(
+            waiting=lambda: len(self._gathering.commits),
+            in_flight=lambda: len(self._in_flight.waiting) if self._in_flight else 0,
+        )
         self.lease_lost = asyncio.Event()
 
     async def __aenter__(self) -> Journal:
@@ -149,8 +154,10 @@ class Journal:
                 self._idle.set()
                 continue
             await settled(self._gathering.commits)
-            self._in_flight = self._gathering.take()
+            self._in_flight, began = self._gathering.take(), self._clock.monotonic()
+            self.metrics.batches.of().observe(len(self._in_flight.waiting))
             await self._deliver(self._in_flight)
+            self.metrics.seconds.of().observe(self._clock.monotonic() - began)
             self._in_flight = None
 
     async def _deliver(self, batch: Batch) -> None:
@@ -171,6 +178,7 @@ class Journal:
                 defects += 1
                 if refusal.code is not grpc.StatusCode.INTERNAL or defects == DEFECT_ATTEMPTS:
                     return self._give_up(batch, refusal)
+            self.metrics.repeats.add()
             await self._clock.sleep(pauses.next())
 
     async def _deliver_each(self, parts: Sequence[Batch], refusal: WaybillError) -> None:

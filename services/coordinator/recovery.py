@@ -31,6 +31,7 @@ from coordinator.background import Background
 from coordinator.doorbell import Doorbell
 from coordinator.journal import Journal
 from coordinator.leases import LeaseBook
+from coordinator.metrics import LeaseTallies
 from coordinator.retries import Backoff
 from waybill.v1 import jobs_pb2, jobstore_pb2
 
@@ -76,6 +77,7 @@ class Lease:
         self._pauses = Backoff(rng)
         self._background = Background()
         self.lost = False
+        self.metrics = LeaseTallies(clock, held=lambda: self.is_held, renewed=lambda: self._held_from)
 
     async def __aenter__(self) -> Lease:
         """Takes the lease; waits for as long as the jobstore is away."""
@@ -96,6 +98,11 @@ class Lease:
         finally:  # a process that is asked to end cancels us, and that goes on from the line above
             if not self.lost:
                 await self._release()
+
+    @property
+    def is_held(self) -> bool:
+        """Tells whether we may write, as far as we know."""
+        return self._counter > 0 and not self.lost and not self.is_overdue
 
     @property
     def is_overdue(self) -> bool:

@@ -89,6 +89,11 @@ class TaskBook:
     def __len__(self) -> int:
         return len(self._entries)
 
+    @property
+    def unaccepted(self) -> int:
+        """How many of them the host is not known to have."""
+        return sum(not entry.accepted for entry in self._entries.values())
+
     def __contains__(self, task_id: object) -> bool:
         return task_id in self._entries
 
