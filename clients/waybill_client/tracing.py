@@ -1,11 +1,11 @@
-"""Client spans around calls, by the conventions of OpenTelemetry's gRPC instrumentation, and `traceparent` on the way.
+"""Client spans around calls, by OpenTelemetry's conventions for gRPC, and `traceparent` on the way.
 
 Spans are made if the application has set up OpenTelemetry (or gives the client a tracer provider), and cost next to
 nothing if not. A call that begins an action (RunCommand, CancelJob …) has one always, and is a trace's root where
 nothing above it is traced; a read has one only as part of a trace. Watches have none.
 
-The instrumentation's own interceptor awaits the call, so that a caller who leaves does not cancel it and its span never
-ends; around the call, as here, both come by themselves.
+OpenTelemetry's own interceptor for grpc.aio awaits the call: a caller who leaves does not cancel it, and its span never
+ends. Around the call, as here, both come by themselves.
 """
 
 from __future__ import annotations
@@ -17,19 +17,18 @@ from typing import Any
 
 import grpc
 from opentelemetry import propagate, trace
-from opentelemetry.instrumentation.grpc._client import OpenTelemetryClientInterceptor
-from opentelemetry.semconv._incubating.attributes.rpc_attributes import RPC_GRPC_STATUS_CODE
-from opentelemetry.trace import Status, StatusCode
+from opentelemetry.trace import SpanKind, Status, StatusCode
 
-_ACTIONS = "/waybill.v1.Coordinator/"
+_STATUS = "rpc.grpc.status_code"
+_ACTIONS = "waybill.v1.Coordinator/"
 
 
-class CallSpans(OpenTelemetryClientInterceptor):
+class CallSpans:
     """Makes the spans of one client's calls."""
 
     def __init__(self, provider: trace.TracerProvider | None = None) -> None:
         """`provider`: None for the application's."""
-        super().__init__(trace.get_tracer("waybill_client", tracer_provider=provider))  # type: ignore[no-untyped-call]
+        self._tracer = trace.get_tracer("waybill_client", tracer_provider=provider)
 
     @contextmanager
     def around(
@@ -40,8 +39,13 @@ class CallSpans(OpenTelemetryClientInterceptor):
         if not (name.startswith(_ACTIONS) or trace.get_current_span().get_span_context().is_valid):
             yield (), _ignore
             return
-        starting = self._start_span(  # type: ignore[no-untyped-call]
-            name, end_on_exit=True, record_exception=False, set_status_on_exception=False
+        service, _, called = name.partition("/")
+        starting = self._tracer.start_as_current_span(
+            name,
+            kind=SpanKind.CLIENT,
+            attributes={"rpc.system": "grpc", "rpc.service": service, "rpc.method": called},
+            record_exception=False,
+            set_status_on_exception=False,
         )
         with starting as span:
             carried: dict[str, str] = {}
@@ -59,7 +63,7 @@ class CallSpans(OpenTelemetryClientInterceptor):
 
 def _name_of(method: grpc.aio.UnaryUnaryMultiCallable[Any, Any]) -> str:
     name = getattr(method, "_method", b"")
-    return name.decode() if isinstance(name, bytes) else str(name)
+    return (name.decode() if isinstance(name, bytes) else str(name)).removeprefix("/")
 
 
 def _ignore(_: Any) -> None:
@@ -67,11 +71,12 @@ def _ignore(_: Any) -> None:
 
 
 def _describe(span: trace.Span, answer: Any) -> None:
-    """Names the job that an answer is, so that whoever sees the trace finds it."""
+    """Says how it ended, and names the job that an answer is, so that whoever sees the trace finds it."""
+    span.set_attribute(_STATUS, 0)
     if job_id := getattr(answer, "job_id", ""):
         span.set_attributes({"job.id": job_id, "correlation_id": answer.correlation_id})
 
 
 def _fail(span: trace.Span, code: grpc.StatusCode, words: str) -> None:
-    span.set_attribute(RPC_GRPC_STATUS_CODE, code.value[0])
+    span.set_attribute(_STATUS, code.value[0])
     span.set_status(Status(StatusCode.ERROR, words))

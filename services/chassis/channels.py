@@ -21,10 +21,10 @@ from chassis import http2
 MIB: Final = 1 << 20
 
 
-def _service_config(policy: str) -> str:
+def _service_config(policy: str, *, health: bool) -> str:
     config = {
         "loadBalancingConfig": [{policy: {}}],
-        "healthCheckConfig": {"serviceName": ""},
+        **({"healthCheckConfig": {"serviceName": ""}} if health else {}),
         "methodConfig": [
             {
                 "name": [{}],
@@ -41,14 +41,17 @@ def _service_config(policy: str) -> str:
     return json.dumps(config)
 
 
-def open_channel(addresses: str, *, max_message_mib: int = 4, sticky: bool = False) -> grpc.aio.Channel:
+def open_channel(
+    addresses: str, *, max_message_mib: int = 4, sticky: bool = False, health: bool = True
+) -> grpc.aio.Channel:
     """Opens a channel to one server or, separated by commas, to several that are equal.
 
     `host:port`, where a name may stand for many servers; several must be IP addresses. They are used in turn, or with
-    `sticky` the first that answers until it is gone: for callers whose batches should stay together. Raises ValueError.
+    `sticky` the first that answers until it is gone: for callers whose batches should stay together. `health`: False
+    for servers that are not ours and may have none to ask. Raises ValueError.
     """
     policy = "pick_first" if sticky else "round_robin"
-    return grpc.aio.insecure_channel(target_of(addresses), options=_options(max_message_mib, policy))
+    return grpc.aio.insecure_channel(target_of(addresses), options=_options(max_message_mib, policy, health=health))
 
 
 def target_of(addresses: str) -> str:
@@ -81,9 +84,9 @@ def _family(address: str) -> str:
         return "name"
 
 
-def _options(max_message_mib: int, policy: str) -> list[tuple[str, str | int]]:
+def _options(max_message_mib: int, policy: str, *, health: bool) -> list[tuple[str, str | int]]:
     return [
-        ("grpc.service_config", _service_config(policy)),
+        ("grpc.service_config", _service_config(policy, health=health)),
         ("grpc.enable_retries", 1),
         *http2.CLIENT_KEEPALIVE,
         # The default backoff grows to two minutes; a restarted neighbour is back in one second.

@@ -92,9 +92,14 @@ class Interceptor(grpc.aio.ServerInterceptor):
             return wrapped
         handler = await continuation(handler_call_details)
         if handler is None:  # not kept: anybody can make up names
-            return self._wrap(method, _unknown_method(method))
+            return self._wrap(self._name_of_unknown(method), _unknown_method(method))
         wrapped = self._wrapped[method] = self._wrap(method, handler)
         return wrapped
+
+    def _name_of_unknown(self, method: str) -> str:
+        """What observers are told instead of a name that somebody made up: one a service, by OpenTelemetry's habit."""
+        service = method.split("/")[1] if method.count("/") == 2 else ""
+        return f"/{service}/_OTHER" if service in self._limits else "/_OTHER/_OTHER"
 
     def _wrap(self, method: str, handler: Any) -> Any:
         limit = self._limits.get(method.split("/")[1]) if method.count("/") == 2 else None

@@ -32,7 +32,7 @@ from chassis.clock import Clock
 from chassis.interceptor import Call, Ended, Observer
 from chassis.server import CannotListen
 from chassis.tallies import SHORT_SECONDS, Counter, Distribution, Gauges, Histogram, Labels, Tallies
-from chassis.tracing import _end_of, parent_of_work
+from chassis.tracing import end_of, parent_of_work
 
 REQUEST_SECONDS: Final = 5.0
 """How long a scrape may take, from its connection to its last byte."""
@@ -150,7 +150,7 @@ class CallTallies(Tallies):
 
         def ended(error: BaseException | None) -> None:
             method.open -= 1
-            self.calls.add(method.name, "OK" if error is None else _end_of(error, call.rpc)[0].name)
+            self.calls.add(method.name, "OK" if error is None else end_of(error, call.rpc)[0].name)
             if method.seconds is not None:
                 method.seconds.observe(self._clock.monotonic() - began, _trace_id())
 

@@ -33,7 +33,7 @@ import report
 import runs
 import sampling
 from chassis import logs
-from child import ChildFailed
+from child import Child, ChildFailed
 from limit import raw_limit
 from options import Options, parse
 from stage import FOLDER, Stage, staged
@@ -42,6 +42,7 @@ from waybill_cli.process import StartFailed
 
 _MULTIPLE = 50
 _CALLS_IN_FLIGHT = 4
+_READY_SECONDS = 60.0
 _WARM_UP_JOBS = 1000
 _WARM_UP_LATENCY = 30
 _LATENCY_JOBS = 300
@@ -50,7 +51,7 @@ _LATENCY_JOBS = 300
 async def measure(options: Options, files: Path) -> report.Figures:
     """Measures what was asked for. Raises Invalid or ChildFailed if it does not count."""
     figures = report.Figures()
-    async with staged() as stage:
+    async with Child("collector", {}) as collector, staged((await collector.hear(_READY_SECONDS))["address"]) as stage:
         if "latency" in options.only:
             await runs.latency(stage, "latency-warm-up", jobs=_WARM_UP_LATENCY)
             figures.latency = await runs.latency(stage, "latency", jobs=_LATENCY_JOBS)
@@ -72,6 +73,13 @@ async def measure(options: Options, files: Path) -> report.Figures:
         await check(stage)
         if "raw" in options.only:
             figures.limit = await raw_limit(stage.postgres.url, stage.accountant(), jobs=2 * options.jobs)
+    if "untraced" in options.only:
+        async with staged(collector="") as stage:
+            await runs.warm_up(stage, jobs=min(_WARM_UP_JOBS, options.jobs), in_flight=options.in_flight)
+            figures.throughputs["untraced"] = await runs.throughput(
+                stage, "untraced", jobs=options.jobs, in_flight=options.in_flight
+            )
+            await check(stage)
     return figures
 
 

@@ -9,6 +9,7 @@ from typing import Final
 
 MEASURES: Final = {
     "single": "W1, one RPC a job",
+    "untraced": "W1, one RPC a job, without tracing",
     "multiple": "W1, RunMultipleCommands of 50",
     "latency": "W1, one at a time",
     "raw": "Postgres alone, with W1's rows",

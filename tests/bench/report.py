@@ -58,7 +58,7 @@ def sections(figures: Figures) -> list[Section]:
 
 
 def _throughputs(figures: Figures) -> Section:
-    targets = {"single": "≥ 1,200", "multiple": "≥ 2,000"}
+    targets = {"single": "≥ 1,200", "untraced": "", "multiple": "≥ 2,000"}
     rows = [
         [
             f"{MEASURES[name]}, {run.in_flight} in flight",
@@ -105,7 +105,16 @@ def _cpu(figures: Figures) -> Section:
     rows.append(["a bare gRPC call", *(f"{run.bare_call * 1e6:,.0f}" for run in runs.values()), "", ""])
     calls = [f"{run.bare_calls_per_job:.1f}" for run in runs.values()]
     rows.append(["everything, in bare calls", *calls, "", f"≤ {yardstick.CALLS_OF_THE_TARGET}"])
+    if {"single", "untraced"} <= set(runs):
+        rows.append(["tracing", *_cost_of_tracing(runs), "", "≤ 200"])
     return Section("CPU per job, µs", [*runs, "raw", "target"], rows if runs else [])
+
+
+def _cost_of_tracing(runs: Mapping[str, Throughput]) -> list[str]:
+    """What `single` costs more than `untraced`, at the price that a bare call had while `single` ran."""
+    traced, untraced = runs["single"], runs["untraced"]
+    cost = (traced.bare_calls_per_job - untraced.bare_calls_per_job) * traced.bare_call
+    return [f"{cost * 1e6:,.0f}" if name == "single" else "" for name in runs]
 
 
 def _database(figures: Figures) -> Section:

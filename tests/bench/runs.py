@@ -72,6 +72,7 @@ async def _clients(
                     "jobs": jobs,
                     "in_flight": in_flight,
                     "together": together,
+                    "collector": stage.collector,
                     "finished": finished,
                 },
                 pipes=[finished],

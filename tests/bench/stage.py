@@ -29,6 +29,8 @@ class Stage:
     stack: Stack
     postgres: EmbeddedPostgres
     database: Database
+    collector: str
+    """Where everybody's spans go; empty: nobody makes any."""
     submitted: dict[str, int] = field(default_factory=dict)
     """How many jobs were submitted, by run."""
 
@@ -50,18 +52,22 @@ class Stage:
 
 
 @asynccontextmanager
-async def staged() -> AsyncIterator[Stage]:
-    """Starts everything, and leaves nothing behind."""
+async def staged(collector: str) -> AsyncIterator[Stage]:
+    """Starts everything, and leaves nothing behind. `collector` is where spans go; empty: there are none."""
+    endpoints = {f"{service}_TRACES_ENDPOINT": collector for service in ("COORDINATOR", "JOBSTORE", "HOSTAGENT")}
     FOLDER.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix="data-", dir=FOLDER) as folder:
         async with (
             EmbeddedPostgres(Path(folder) / "postgres", SystemClock(), SERVER_SETTINGS) as postgres,
             Stack(
-                Path(folder) / "stack", hosts=1, auto_restart=False, environment={"JOBSTORE_DATABASE_URL": postgres.url}
+                Path(folder) / "stack",
+                hosts=1,
+                auto_restart=False,
+                environment={"JOBSTORE_DATABASE_URL": postgres.url, **endpoints},
             ) as stack,
             looked_at(postgres.url) as database,
         ):
-            stage = Stage(stack, postgres, database)
+            stage = Stage(stack, postgres, database, collector)
             await _first_job(stage)
             yield stage
 

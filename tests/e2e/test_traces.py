@@ -61,7 +61,7 @@ async def traced(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Trac
             provider.shutdown()
 
 
-RPC = "/waybill.v1.Coordinator/RunCommand"
+RPC = "waybill.v1.Coordinator/RunCommand"
 TREE = [
     f"client: {RPC}",
     f"  waybill-coordinator: {RPC}",

@@ -38,7 +38,9 @@ def test_a_misspelt_name_is_an_error_with_the_nearest_name(monkeypatch: pytest.M
 
 def test_a_name_like_no_other_lists_all(monkeypatch: pytest.MonkeyPatch) -> None:
     (complaint,) = complaints(monkeypatch, DEPOT_ZZZZZZ="3")
-    assert complaint.endswith("there are DEPOT_LISTEN, DEPOT_WORKERS, DEPOT_DATABASE_URL")
+    assert complaint.endswith(
+        "there are DEPOT_TRACES_ENDPOINT, DEPOT_METRICS_LISTEN, DEPOT_LISTEN, DEPOT_WORKERS, DEPOT_DATABASE_URL"
+    )
 
 
 def test_a_variable_of_a_kubernetes_service_link_says_what_to_do(monkeypatch: pytest.MonkeyPatch) -> None:
