@@ -35,7 +35,7 @@ class RawClient:
         self._writer = writer
         self._stream = -1
 
-    async def call(self, method: str, *headers: Header) -> bool:
+    async def call(self, method: bytes, *headers: Header) -> bool:
         """Makes a call with an empty request and these headers more. Returns whether the server went on talking to us:
         False if it closed the connection, whatever it said of the call."""
         self._stream += 2
@@ -85,11 +85,11 @@ async def raw_client(address: str) -> AsyncIterator[RawClient]:
         writer.close()
 
 
-def _request(method: str) -> Sequence[Header]:
+def _request(method: bytes) -> Sequence[Header]:
     return (
         (b":method", b"POST"),
         (b":scheme", b"http"),
-        (b":path", method.encode()),
+        (b":path", method),
         (b":authority", b"depot"),
         (b"content-type", b"application/grpc"),
         (b"te", b"trailers"),

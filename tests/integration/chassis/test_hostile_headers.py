@@ -189,7 +189,7 @@ class TestBytesThatNoClientSends:
         value: bytes,
     ) -> None:
         headers = [(header, value)] if header == b"traceparent" else [(b"traceparent", GOOD.encode()), (header, value)]
-        assert await raw.call(method, *headers)
+        assert await raw.call(method.encode(), *headers)
         assert len(jobstore.callers) == 1
         spans = await span_after(sink, plain_stub)  # which is answered: others are served as before
         assert {(span.trace_id, span.parent_span_id) for span in spans} <= {(TRACE_ID, PARENT)}
@@ -200,7 +200,20 @@ class TestBytesThatNoClientSends:
     async def test_in_a_header_that_counts(
         self, raw: RawClient, plain_stub: Any, jobstore: ScriptedJobStore, method: str, header: bytes, value: bytes
     ) -> None:
-        assert await raw.call(method, (header, value))
+        assert await raw.call(method.encode(), (header, value))
         assert jobstore.callers == []
         await unary(plain_stub)
         assert [caller.user for caller in jobstore.callers] == ["anonymous"]
+
+
+@pytest.mark.parametrize(
+    "path",
+    [b"/waybill.v1.JobStore/" + EVIL.encode(), b"/" * 7000, b"", b"/\x1b[2J/\n" + EVIL.encode(), b"waybill"],
+    ids=["unknown", "7 KiB", "empty", "control", "no slash"],
+)
+async def test_a_method_that_cannot_be_is_refused(
+    raw: RawClient, plain_stub: Any, jobstore: ScriptedJobStore, sink: OtlpSink, path: bytes
+) -> None:
+    await raw.call(path, (b"traceparent", GOOD.encode()))
+    assert jobstore.callers == []
+    assert EVIL not in str(await span_after(sink, plain_stub))
