@@ -102,6 +102,18 @@ class Server:
         """Sets what health says of every service."""
         self._health.set_serving(serving)
 
+    async def died(self) -> BaseException | None:
+        """Waits until it has stopped; returns why, if it did by itself.
+
+        As gRPC's does at a request whose path is not UTF-8, which any peer can send: it raises where nobody can catch
+        it, and takes no more calls.
+        """
+        try:
+            await self._grpc.wait_for_termination()
+        except Exception as error:  # noqa: BLE001 - whatever it is, it is the end
+            return error
+        return None
+
     async def stop(self, grace: float) -> None:
         """Says NOT_SERVING, takes no more calls, and ends when those that run are over or the grace (seconds) is."""
         self._health.close()
@@ -174,6 +186,7 @@ async def serve(
     lifetime.when_over(None)  # from here on the end is ours to bring about
     async with Server(listen, mounts, observers=observers, grace=grace) as server:
         print(f"listening {server.address}", flush=True)
+        death = asyncio.create_task(_end_with(server, lifetime), name="death of the server")
         if await _until_ready(ready, lifetime):
             server.set_serving(True)
             log.info("serving", address=server.address)
@@ -182,6 +195,14 @@ async def serve(
         server.set_serving(False)
         if before_stop is not None:
             await _within(grace, before_stop())
+        death.cancel()
+
+
+async def _end_with(server: Server, lifetime: Lifetime) -> None:
+    """Ends the process if its server dies: without one it would live on, and nobody would know why it is deaf."""
+    if error := await server.died():
+        log.critical("the server died", error=repr(error))
+        lifetime.fail("the server died")
 
 
 async def _within(seconds: float, telling: Awaitable[None]) -> None:

@@ -14,6 +14,7 @@ from typing import Any
 import grpc
 import pytest
 from grpc_health.v1 import health_pb2, health_pb2_grpc
+from tests.integration.chassis.raw_http2 import raw_client
 
 from chassis.channels import open_channel
 from chassis.lifetime import SUPERVISOR_FD
@@ -171,3 +172,12 @@ async def test_a_paused_server_is_given_up_long_before_the_deadline(depot: Proce
         with pytest.raises(grpc.aio.AioRpcError) as failure:
             await asyncio.wait_for(watch.read(), 15)
         assert failure.value.code() is grpc.StatusCode.UNAVAILABLE
+
+
+async def test_a_process_whose_server_dies_ends_so_that_a_supervisor_begins_another(depot: Process) -> None:
+    """gRPC's server dies of a path that is not UTF-8; should this fail because it does not any more: well."""
+    async with raw_client(depot.address) as client:
+        await client.call(b"/waybill.v1.JobStore/\xff")
+    code, said, complaints = await depot.ended()
+    assert (code, said) == (1, ["telling", "closed"])
+    assert "the server died" in complaints
