@@ -5,7 +5,7 @@
 # go.mod names the program as a tool, which makes it buildable from here as it is: `go install` refuses a module with
 # `replace` lines, and Jaeger's packages are internal, so that no program of ours could call them. Jaeger's modules are
 # numbered as the last of v1 was; the program is v2. The module has no built pages: the query API is all there, and
-JAEGER_UI_ASSETS may name a folder with a built jaeger-ui. The container has them.
+# JAEGER_UI_ASSETS may name a folder with a built jaeger-ui. The container has them.
 set -euo pipefail
 readonly version=2.13.0 package=github.com/jaegertracing/jaeger
 here=$(cd "$(dirname "$0")" && pwd)

@@ -35,7 +35,7 @@ TRACE, ANOTHER_TRACE = "0af7651916cd43dd8448eb211c80319c", "4bf92f3577b34da6a3ce
 BEGAN = 1_760_000_000.0
 
 CLIENT, COORDINATOR, HOST_AGENT = "waybill-client", "waybill-coordinator", "waybill-hostagent"
-RUN_COMMAND = "/waybill.v1.Coordinator/RunCommand"
+RUN_COMMAND = "waybill.v1.Coordinator/RunCommand"
 REMOVAL = {
     (CLIENT, RUN_COMMAND): 1,
     (COORDINATOR, RUN_COMMAND): 1,
