@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from itertools import pairwise
+from operator import itemgetter
 
 from chassis.clock import Clock
 from chassis.tallies import LONG_SECONDS, SHORT_SECONDS, SIZES, Counter, Gauge, Gauges, Histogram, Labels, Tallies
@@ -41,7 +42,7 @@ class FlowTallies(Tallies):
 
     def job_ended(self, command_type: str, phases: Mapping[str, float], end: float, trace_id: str) -> None:
         """Takes the times of a job's phases: each lasts until the next begins, the last until the job's end."""
-        ordered = sorted(phases.items(), key=lambda phase: phase[1])
+        ordered = sorted(phases.items(), key=itemgetter(1))
         for (phase, begin), (_, over) in pairwise([*ordered, ("", end)]):
             self.phase_seconds.of(command_type, phase).observe(over - begin, trace_id)
 

@@ -46,6 +46,7 @@ class JournalTallies(Tallies):
         self.waiting = Gauge("waybill_journal_queue_parts", "Commits and the like that wait for their turn.", waiting)
         self.connected = Gauge("waybill_journal_connected", "1: the journal has a connection to Postgres.", connected)
         self.disk_full = Gauge("waybill_journal_disk_full", "1: no flow is begun, the disk is full.", disk_full)
+        self._batch, self._seconds = self.batches.of(), self.transaction_seconds.of()
         self._revision = 0
         self.revision = Gauge(
             "waybill_journal_revision", "The last revision that this jobstore wrote.", lambda: self._revision
@@ -54,7 +55,7 @@ class JournalTallies(Tallies):
     def performed(self, revision: int, *, changed: bool, seconds: float) -> None:
         """Counts a transaction that came through."""
         self.transactions.add("committed" if changed else "empty")
-        self.transaction_seconds.of().observe(seconds)
+        self._seconds.observe(seconds)
         if changed:
             self._revision = revision
 
@@ -65,16 +66,18 @@ class JournalTallies(Tallies):
 
         `roots`: as they were before it; `time`: its own.
         """
-        self.batches.of().observe(commits)
+        self._batch.observe(commits)
+        applied = known = 0
         for part, verdict in verdicts:
-            match verdict:
-                case Apply():
-                    self.commits.add("applied")
-                    self._count_job(part.commit, roots, time)
-                case Refuse(error):
-                    self.refused(error.reason)
-                case _:
-                    self.commits.add("known")
+            if isinstance(verdict, Apply):
+                applied += 1
+                self._count_job(part.commit, roots, time)
+            elif isinstance(verdict, Refuse):
+                self.refused(verdict.error.reason)
+            else:
+                known += 1
+        self.commits.add("applied", count=applied)
+        self.commits.add("known", count=known)
 
     def refused(self, reason: str) -> None:
         """Counts a commit that was refused, by a guard or by the database."""
@@ -83,9 +86,10 @@ class JournalTallies(Tallies):
 
     def _count_job(self, commit: jobstore_pb2.FlowCommit, roots: Mapping[str, Root], time: datetime) -> None:
         if commit.HasField("new_job"):
-            self.jobs_begun.add(commit.new_job.command_type)
-            if status := _ENDS.get(commit.new_job.status):
-                self._ended(commit.new_job.command_type, status, 0.0, "")
+            job = commit.new_job
+            self.jobs_begun.add(job.command_type)
+            if status := _ENDS.get(job.status):
+                self._ended(job.command_type, status, 0.0, "")
         elif status := _ENDS.get(commit.job.status):
             root = roots[commit.flow_command_id]
             seconds = (time - root.create_time).total_seconds() if root.create_time else 0.0
