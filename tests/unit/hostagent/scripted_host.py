@@ -12,12 +12,11 @@
 from __future__ import annotations
 
 import asyncio
+import random
 from collections.abc import AsyncIterator, Callable, Iterable, Mapping, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, field
 from typing import Any, Final
-
-from opentelemetry.trace import NoOpTracerProvider
 
 from chassis import errors
 from chassis.clock import ManualClock, SequentialIds
@@ -168,7 +167,7 @@ class ScriptedTracing(Tracing):
     """Tracing whose collector, if there is one, is the test."""
 
     def __init__(self) -> None:
-        super().__init__(None, NoOpTracerProvider())
+        super().__init__(None, ManualClock(), random.Random(1))
         self.has_collector = False
         self.spans: list[FinishedSpan] = []
         """All that were recorded."""
