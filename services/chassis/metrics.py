@@ -217,12 +217,19 @@ class _Endpoint:
         """Answers one request and hangs up. Whoever dawdles, breaks off or speaks no HTTP is not worth a line."""
         try:
             async with asyncio.timeout(REQUEST_SECONDS):
-                writer.write(self._response(await reader.readuntil(b"\r\n\r\n")))
+                writer.write(self._answer_to(await reader.readuntil(b"\r\n\r\n")))
                 await writer.drain()
         except (TimeoutError, ConnectionError, asyncio.IncompleteReadError, asyncio.LimitOverrunError):
             pass
         finally:
             writer.close()
+
+    def _answer_to(self, request: bytes) -> bytes:
+        try:
+            return self._response(request)
+        except Exception:  # whose figure it was, the log knows
+            log.exception("metrics cannot be collected")
+            return _response(HTTPStatus.INTERNAL_SERVER_ERROR, _PLAIN, b"the log has the cause\n")
 
     def _response(self, request: bytes) -> bytes:
         line, _, rest = request.partition(b"\r\n")

@@ -88,7 +88,6 @@ class Journal:
         self._task: asyncio.Task[None] | None = None  # None unless entered
         self.metrics = JournalTallies(
             waiting=lambda: len(self._waiting),
-            connected=lambda: self._writer.connected,
             disk_full=lambda: self._disk_is_full,
         )
 
@@ -253,6 +252,7 @@ class Journal:
         """Runs one transaction, from the turn to the answers; raises Misfit, DiskFull or Lost."""
         writer, began = self._writer, self._clock.monotonic()
         if not writer.connected:
+            self.metrics.connecting()
             await writer.connect()
         try:
             with understood():

@@ -23,9 +23,7 @@ _ENDS: Final = {
 class JournalTallies(Tallies):
     """Jobs, as they are written; commits; transactions."""
 
-    def __init__(
-        self, *, waiting: Callable[[], float], connected: Callable[[], float], disk_full: Callable[[], float]
-    ) -> None:
+    def __init__(self, *, waiting: Callable[[], float], disk_full: Callable[[], float]) -> None:
         self.jobs_begun = Counter("waybill_jobs_begun", "Jobs that were begun.", "type")
         self.jobs_ended = Counter("waybill_jobs_ended", "Jobs that have ended.", "type", "status")
         self.job_seconds = Histogram(
@@ -44,7 +42,10 @@ class JournalTallies(Tallies):
             buckets=SHORT_SECONDS,
         )
         self.waiting = Gauge("waybill_journal_queue_parts", "Commits and the like that wait for their turn.", waiting)
-        self.connected = Gauge("waybill_journal_connected", "1: the journal has a connection to Postgres.", connected)
+        self._away = False
+        self.away = Gauge(
+            "waybill_journal_database_away", "1: the journal cannot write, Postgres is away.", lambda: self._away
+        )
         self.disk_full = Gauge("waybill_journal_disk_full", "1: no flow is begun, the disk is full.", disk_full)
         self._batch, self._seconds = self.batches.of(), self.transaction_seconds.of()
         self._revision = 0
@@ -52,10 +53,15 @@ class JournalTallies(Tallies):
             "waybill_journal_revision", "The last revision that this jobstore wrote.", lambda: self._revision
         )
 
+    def connecting(self) -> None:
+        """There is no connection to Postgres, until a transaction comes through."""
+        self._away = True
+
     def performed(self, revision: int, *, changed: bool, seconds: float) -> None:
         """Counts a transaction that came through."""
         self.transactions.add("committed" if changed else "empty")
         self._seconds.observe(seconds)
+        self._away = False
         if changed:
             self._revision = revision
 

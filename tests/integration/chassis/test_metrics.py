@@ -16,7 +16,7 @@ from chassis import errors
 from chassis.clock import ManualClock, SystemClock
 from chassis.metrics import LAG_SECONDS, Metrics, open_metrics
 from chassis.server import CannotListen
-from chassis.tallies import Counter
+from chassis.tallies import Counter, Gauge
 from chassis.tracing import open_tracing
 from waybill.v1 import jobstore_pb2, jobstore_pb2_grpc
 
@@ -139,6 +139,14 @@ class TestEndpoint:
     )
     async def test_it_answers_to_nothing_else(self, metrics: Metrics, request_: str, status: str) -> None:
         assert (await fetch(metrics.address, request_)).status == f"HTTP/1.1 {status}"
+
+    async def test_a_figure_that_cannot_be_read_is_an_error_that_the_log_explains(
+        self, metrics: Metrics, log_lines: list[Any]
+    ) -> None:
+        metrics.add(Gauge("waybill_worth", "Worth.", lambda: 1 / 0))
+        reply = await fetch(metrics.address, "GET /metrics HTTP/1.1\r\n\r\n")
+        assert reply.status == "HTTP/1.1 500 Internal Server Error"
+        assert [line["event"] for line in log_lines if line["log_level"] == "error"] == ["metrics cannot be collected"]
 
     async def test_head_has_no_body(self, metrics: Metrics) -> None:
         reply = await fetch(metrics.address, "HEAD /metrics HTTP/1.1\r\n\r\n")

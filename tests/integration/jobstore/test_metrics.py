@@ -17,10 +17,12 @@ from tests.integration.jobstore.scribe import Scribe
 from tests.scrape import OPENMETRICS, PLAIN, Scrape, address_in, scrape
 
 from chassis.channels import open_channel
-from chassis.clock import SystemClock
+from chassis.clock import ManualClock, SystemClock
+from chassis.errors import WaybillError
 from chassis.server import CANNOT_LISTEN
 from chassis.tallies import Counter
 from jobstore.census import Census
+from jobstore.journal import Journal
 from jobstore.postgres import EmbeddedPostgres
 from jobstore.snapshots import Pool
 from waybill.v1 import jobstore_pb2, jobstore_pb2_grpc
@@ -85,7 +87,7 @@ async def test_jobs_and_commits_are_counted_as_they_are_written(store: Store) ->
         assert seen("waybill_journal_commits_total", outcome="applied") == 4
         assert seen("waybill_rpc_calls_total", method="waybill.v1.Journal/Commit", code="OK") == 2
         assert seen("waybill_journal_revision") > 0
-        assert seen("waybill_journal_connected") == 1
+        assert seen("waybill_journal_database_away") == 0
         assert seen("waybill_journal_queue_parts") == 0
         transactions = seen("waybill_journal_transactions_total", end="committed")
         assert transactions >= 2
@@ -161,6 +163,27 @@ async def test_the_endpoint_goes_with_the_process_and_its_port_is_not_shared(
     await asyncio.to_thread(end, store.process)
     with pytest.raises(ConnectionRefusedError):
         await store.scrape()
+
+
+async def test_a_database_that_is_away_is_seen_to_be(tmp_path: Path) -> None:
+    paused = asyncio.Event()
+
+    class PausedClock(ManualClock):
+        async def sleep(self, seconds: float) -> None:
+            paused.set()
+            await super().sleep(seconds)
+
+    clock = PausedClock()
+    async with Journal(f"postgresql://waybill@/waybill?host={tmp_path}", clock) as journal:
+        assert Scrape(journal.metrics.collect())("waybill_journal_database_away") == 0
+        commit = asyncio.create_task(journal.commit(request(Flow().first())))
+        await paused.wait()
+        assert Scrape(journal.metrics.collect())("waybill_journal_database_away") == 1
+        while not commit.done():
+            clock.advance(1.0)
+            await asyncio.sleep(0)
+        with pytest.raises(WaybillError, match="the database is away"):
+            await commit
 
 
 async def test_the_census_counts_what_is_not_over(pool: Pool, scribe: Scribe) -> None:
