@@ -21,7 +21,7 @@ from jobstore.snapshots import Pool, borrowed
 CENSUS_SECONDS: Final = 15.0
 
 # The first condition is the partial index's, which has no more than these and the jobs that did not go well.
-_UNFINISHED: Final = """
+UNFINISHED: Final = """
     SELECT command_type, status::text, count(*), extract(epoch FROM min(create_time))::float8 FROM job
     WHERE status <> 'FINISHED' AND status IN ('PENDING', 'STARTED') GROUP BY command_type, status
 """
@@ -52,7 +52,7 @@ class Census(Tallies):
         """Counts once. While the database is away nothing is known, and said so."""
         self._numbers, self._oldest = {}, {}
         async with borrowed(self._pool) as connection:
-            rows = await connection.fetch(_UNFINISHED)
+            rows = await connection.fetch(UNFINISHED)
         self._numbers = {(command_type, status): number for command_type, status, number, _ in rows}
         self._oldest = {(command_type, status): oldest for command_type, status, _, oldest in rows}
 

@@ -10,6 +10,7 @@ from collections.abc import AsyncIterator
 from dataclasses import dataclass
 from pathlib import Path
 
+import asyncpg
 import pytest
 from tests.integration.jobstore.flow import FAILED, Flow, lock, request, vm
 from tests.integration.jobstore.processes import a_jobstore, await_listening, end
@@ -21,7 +22,7 @@ from chassis.clock import ManualClock, SystemClock
 from chassis.errors import WaybillError
 from chassis.server import CANNOT_LISTEN
 from chassis.tallies import Counter
-from jobstore.census import Census
+from jobstore.census import UNFINISHED, Census
 from jobstore.journal import Journal
 from jobstore.postgres import EmbeddedPostgres
 from jobstore.snapshots import Pool
@@ -198,6 +199,12 @@ async def test_the_census_counts_what_is_not_over(pool: Pool, scribe: Scribe) ->
     assert scribe.time is not None
     oldest = seen("waybill_jobs_unfinished_oldest_timestamp_seconds", status="PENDING")
     assert oldest == pytest.approx(scribe.time.timestamp())
+
+
+async def test_the_census_reads_the_unfinished_alone(connection: asyncpg.Connection[asyncpg.Record]) -> None:
+    await connection.execute("SET enable_seqscan = off")  # the table is empty: a scan would be as good
+    plan = [row[0] for row in await connection.fetch(f"EXPLAIN {UNFINISHED}")]
+    assert any("job_status_unfinished" in line for line in plan), plan
 
 
 async def test_a_restart_of_the_embedded_server_is_counted(data_dir: Path) -> None:
