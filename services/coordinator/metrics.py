@@ -24,7 +24,7 @@ class FlowTallies(Tallies):
         )
         self.phase_seconds = Histogram(
             "waybill_coordinator_phase_duration_seconds",
-            "How long the phases of jobs took, from commit to commit; what begins and ends with the same took none.",
+            "How long phases of jobs took, from commit to commit; of those that outlasted one.",
             "type",
             "phase",
             buckets=LONG_SECONDS,
@@ -44,7 +44,8 @@ class FlowTallies(Tallies):
         """Takes the times of a job's phases: each lasts until the next begins, the last until the job's end."""
         ordered = sorted(phases.items(), key=itemgetter(1))
         for (phase, begin), (_, over) in pairwise([*ordered, ("", end)]):
-            self.phase_seconds.of(command_type, phase).observe(over - begin, trace_id)
+            if over > begin:
+                self.phase_seconds.of(command_type, phase).observe(over - begin, trace_id)
 
 
 class JournalTallies(Tallies):

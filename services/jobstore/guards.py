@@ -53,7 +53,8 @@ class Root:
     ended: bool
     command_type: str = ""
     traceparent: str = ""
-    create_time: datetime | None = None
+    create_time: float = 0.0
+    """In Unix seconds."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -48,6 +48,10 @@ class Shape:
     def __init__(self, columns: str) -> None:
         self._columns = [column.split() for column in columns.replace("\n", " ").split(",")]
 
+    def index(self, column: str) -> int:
+        """Returns where in a row a column is."""
+        return [name for name, _ in self._columns].index(column)
+
     @property
     def names(self) -> str:
         """The columns, for INSERT."""

@@ -35,7 +35,8 @@ READ_GUARDS: Final = """
         ARRAY(SELECT coordinator_id FROM coordinator_lease
               WHERE coordinator_id = ANY ($1::text[]) AND NOT released) AS leases,
         ARRAY(SELECT (command_id, coordinator_id, epoch, sequence, commit_revision, commit_time, job_id, correlation_id,
-                      end_time IS NOT NULL, command_type, traceparent, create_time) FROM command
+                      end_time IS NOT NULL, command_type, traceparent,
+                      extract(epoch FROM create_time)::float8) FROM command
               WHERE command_id = ANY ($2::text[]) AND parent_command_id = '') AS roots,
         ARRAY(SELECT (job.owner, job.request_id, job.job_id, job.request_hash)
               FROM unnest($3::text[], $4::text[]) AS u (owner, request_id)

@@ -50,8 +50,7 @@ async def test_a_job_is_seen_in_all_three_services(centre: DataCentre) -> None:
 
     begun = coordinator("waybill_coordinator_commands_begun_total", type="AddDisk")
     assert begun == coordinator("waybill_coordinator_commands_ended_total", status="ENDED_SUCCESSFULLY") == 1
-    for phase in ("VALIDATION", "EXECUTION", "FINALIZATION"):
-        assert coordinator("waybill_coordinator_phase_duration_seconds_count", type="AddDisk", phase=phase) == 1
+    assert coordinator("waybill_coordinator_phase_duration_seconds_count", type="AddDisk", phase="EXECUTION") == 1
     took = coordinator("waybill_coordinator_command_duration_seconds_sum", type="AddDisk")
     assert 0 < took == pytest.approx(jobstore("waybill_job_duration_seconds_sum", type="AddDisk"), abs=0.001)
     assert coordinator("waybill_coordinator_phase_duration_seconds_sum") == pytest.approx(took, abs=0.001)

@@ -22,7 +22,7 @@ def test_a_phase_lasts_until_the_next_begins_and_the_last_until_the_end() -> Non
     seen = Scrape(flows.collect())
     times = {phase: seen(f"{SECONDS}_sum", phase=phase) for phase in ("VALIDATION", "EXECUTION", "FINALIZATION")}
     assert times == {"VALIDATION": 0.0, "EXECUTION": 4.0, "FINALIZATION": 1.5}
-    assert seen(f"{SECONDS}_count", type="RunVm") == 3
+    assert seen(f"{SECONDS}_count", type="RunVm") == 2  # of what began and ended at once nobody knows how long it took
 
 
 def test_phases_that_were_read_from_rows_in_any_order_are_put_into_theirs() -> None:
