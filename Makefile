@@ -9,7 +9,7 @@ ARGS   ?=
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help demo up test check format protos bench crash clean \
+.PHONY: help demo up test check format protos jaeger bench crash clean \
         check-format check-lint check-types check-imports check-protos check-project baseline
 
 help: ## Show what there is
@@ -58,6 +58,9 @@ protos: ## Generate protos/gen from the proto files
 
 baseline: protos .venv/.ready ## Make today's contract the one that must not be broken (at a release)
 	$(BIN)/buf build $(IMAGE) --exclude-source-info -o protos/baseline.binpb
+
+jaeger: ## Get Jaeger to run here: built from its Go module, or else the container's command
+	deploy/jaeger/get.sh
 
 bench: .venv/.ready ## Measure, and print the table
 	$(BIN)/python tests/bench $(ARGS)

@@ -27,7 +27,7 @@ from hashlib import sha1
 from typing import Final
 
 from chassis import logs
-from chassis.tracing import Context, Event, FinishedSpan, Tracing, Value, parse_traceparent
+from chassis.tracing import Event, FinishedSpan, Tracing, Value, parse_traceparent
 from coordinator import failures, wire
 from coordinator.flow import FlowTree
 from coordinator.metrics import FlowTallies
@@ -65,6 +65,10 @@ class Chronicle:
         self._deliveries = deliveries
         self._metrics = metrics
         self._tree = tree
+        root = tree.root
+        above = parse_traceparent(root.traceparent) if tracing.enabled else None
+        # The root command's place in its trace; None if nobody traces it.
+        self._context = None if above is None else above._replace(span_id=root.span_id)
         self._begun: dict[str, float] = {}  # when each command that has not ended was stored, by its id
         self._phases: dict[str, float] = {}  # when each began
         self._written: _Written | None = None
@@ -163,23 +167,15 @@ class Chronicle:
 
     # --- spans -------------------------------------------------------------------------------------------------------
 
-    @property
-    def _context(self) -> Context | None:
-        """The root command's place in its trace; None if nobody traces it."""
-        root = self._tree.root
-        above = parse_traceparent(root.traceparent) if self._tracing.enabled else None
-        return None if above is None else above._replace(span_id=root.span_id)
-
     def _tell(self, command: Command, start: float, end: float, delivered: Delivery | None) -> None:
-        above = parse_traceparent(command.traceparent)
-        if above is None:
+        if self._context is None:
             return
         is_root = not command.parent_command_id
         self._tracing.record(
             FinishedSpan(
                 name=command.command_type,
-                context=above._replace(span_id=command.span_id),
-                parent_span_id=above.span_id,
+                context=self._context._replace(span_id=command.span_id),
+                parent_span_id=command.traceparent[36:52],
                 start=start,
                 end=end,
                 attributes={**self._attributes(command), "command.status": command.status.value},

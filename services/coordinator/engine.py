@@ -83,7 +83,7 @@ class Engine:
         self.timers = Timers(clock)
         self.tracing = tracing if tracing is not None else no_tracing()
         self.deliveries = Deliveries(self.tracing.enabled)
-        self._unannounced: deque[tuple[float, Actor, str]] = deque()  # when, whose, which command
+        self._unannounced: deque[tuple[float, str, str]] = deque()  # when, which flow's, which command
         self._flows: dict[str, Actor] = {}
         self._by_job: dict[str, Actor] = {}
         self._by_task: dict[str, Actor] = {}
@@ -272,15 +272,17 @@ class Engine:
         """These commands of a flow began: what still runs after a second is announced in the trace."""
         if self.tracing.enabled:
             due = self.clock.monotonic() + ANNOUNCE_SECONDS
-            self._unannounced.extend((due, actor, command_id) for command_id in command_ids)
+            # By its id: to hold what has ended would keep the garbage collector busy.
+            self._unannounced.extend((due, actor.flow_command_id, command_id) for command_id in command_ids)
 
     async def _announce(self) -> None:
         while True:
             await self.clock.sleep(ANNOUNCE_SECONDS / 4)
             now = self.clock.monotonic()
             while self._unannounced and self._unannounced[0][0] <= now:
-                _, actor, command_id = self._unannounced.popleft()
-                actor.chronicle.announce(command_id)
+                _, flow_command_id, command_id = self._unannounced.popleft()
+                if actor := self._flows.get(flow_command_id):
+                    actor.chronicle.announce(command_id)
 
     def waits_changed(self, actor: Actor, before: frozenset[EntityRef], now: frozenset[EntityRef]) -> None:
         """The flow waits for other entities than before."""
@@ -307,10 +309,8 @@ class Engine:
         job = actor.tree.job
         self.metrics.crashes.add()
         log.error("a flow's actor crashed", exc_info=error, job_id=job.job_id, correlation_id=job.correlation_id)
-        stored = actor.tree.sequence > 0
         self.abandoned(actor, internal(f"a defect stopped job {job.job_id}; it is taken up again from what is stored"))
-        if stored:
-            self._load_later(actor.flow_command_id, error)
+        self._load_later(actor.flow_command_id, error)  # also if no commit was answered: one may be stored
 
     def _load_later(self, flow_command_id: str, error: Exception) -> None:
         pause = self._crashes.setdefault(flow_command_id, Backoff(self.rng, first=1.0, longest=60.0)).next()

@@ -29,8 +29,8 @@ from jobstore.snapshots import Pool, borrowed
 from waybill.v1 import jobstore_pb2
 
 FLOWS_AT_ONCE: Final = 100
-MOST_UNTRACED: Final = 1_000
-"""Flows whose spans are delivered for a dead coordinator: more than it can have owed after a second."""
+MOST_UNTRACED: Final = 10_000
+"""Ended flows that are looked through for spans that a dead coordinator owed: more than end in some seconds."""
 LEASE_SECONDS: Final = 2.0
 """How long a renewal may take: later it would be too late."""
 
@@ -69,9 +69,11 @@ _OF_NOBODY: Final = f"""
     ORDER BY create_time, command_id LIMIT $1
 """
 _UNTRACED: Final = """
-    SELECT job.flow_command_id FROM job JOIN command ON command.command_id = job.flow_command_id
-    WHERE job.revision > $2 AND job.end_time IS NOT NULL AND job.trace_id <> '' AND command.coordinator_id = $1
-    ORDER BY job.revision LIMIT $3
+    SELECT command_id FROM command
+    WHERE coordinator_id = $1 AND command_id = ANY (ARRAY(
+        SELECT flow_command_id FROM job WHERE revision > $2 AND end_time IS NOT NULL AND trace_id <> ''
+        ORDER BY revision LIMIT $3
+    ))
 """
 _TAKE_OVER: Final = """
     UPDATE command SET coordinator_id = $1, epoch = epoch + 1 WHERE command_id = ANY ($2::text[])
@@ -188,7 +190,7 @@ async def _orphans(turn: Turn, request: jobstore_pb2.ClaimFlowsRequest) -> tuple
         turn.changed = True
         if ended["traced_revision"] >= 0 and not ended["released"]:
             owed = await turn.writer.fetch(_UNTRACED, dead, ended["traced_revision"], MOST_UNTRACED)
-            untraced = [row["flow_command_id"] for row in owed]
+            untraced = [row["command_id"] for row in owed]
     [row] = await turn.writer.fetch(_IS_LEASED, dead)
     rows = [] if row["leased"] else await turn.writer.fetch(_OF_ONE, dead, limit)
     return {row["command_id"]: row["coordinator_id"] for row in rows}, untraced

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import random
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from typing import Any
 
 import pytest
@@ -12,6 +12,7 @@ import pytest
 from chassis.clock import ManualClock, SequentialIds
 from chassis.errors import WaybillError, unavailable
 from coordinator.background import Background
+from coordinator.chronicle import Chronicle
 from coordinator.commands.base import Command, Registry
 from coordinator.engine import Engine
 from coordinator.rows import Job
@@ -26,12 +27,23 @@ class SlowJournal:
     def __init__(self) -> None:
         self.taken: list[asyncio.Future[jobstore_pb2.FlowCommitResult]] = []
         self.willing = False
+        self.loaded: list[str] = []
 
     def commit(self, _commit: jobstore_pb2.FlowCommit) -> asyncio.Future[jobstore_pb2.FlowCommitResult]:
         self.taken.append(asyncio.get_running_loop().create_future())
         if self.willing:
             self.answer()
         return self.taken[-1]
+
+    def on_entities(self, heard: Any) -> None:
+        """There are none."""
+
+    def on_requests(self, heard: Any) -> None:
+        """There are none."""
+
+    async def load_flows(self, flow_command_ids: Sequence[str]) -> list[jobstore_pb2.FlowRows]:
+        self.loaded += flow_command_ids
+        return []
 
     def answer(self) -> None:
         self.willing = True
@@ -105,3 +117,26 @@ async def test_a_caller_that_leaves_makes_room(engine: Engine) -> None:
     await turns()
     assert engine.flows == ROOM + 1  # flows go on without their callers
     last.cancel()
+
+
+async def test_an_answer_that_cannot_be_handled_stops_its_actor_and_the_flow_is_loaded_anew(
+    engine: Engine, journal: SlowJournal, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: object) -> list[str]:
+        raise ZeroDivisionError
+
+    monkeypatch.setattr(Chronicle, "recorded", fail)
+    engine.start()
+    submitted = submit(engine, 1)
+    await turns()
+    [flow] = engine._flows
+    journal.answer()
+    with pytest.raises(WaybillError, match="taken up again"):
+        await submitted
+    assert engine.flows == 0
+    clock = engine.clock
+    assert isinstance(clock, ManualClock)
+    while not journal.loaded:
+        clock.advance(1.0)
+        await turns()
+    assert journal.loaded == [flow]
