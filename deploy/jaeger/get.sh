@@ -24,6 +24,11 @@ END
   exit 1
 }
 
+mkdir -p "$folder"
+if command -v flock >/dev/null; then # two at once: the second waits for the first's
+  exec 9>"$folder/lock"
+  flock 9
+fi
 if [[ $binary -nt $here/go.mod && $binary -nt $here/get.sh ]]; then
   echo "Jaeger $version is there: build/jaeger/jaeger" >&2
   exit
@@ -33,7 +38,6 @@ PATH=$PATH:/usr/local/go/bin
 command -v go >/dev/null || without "No Go toolchain is here to build Jaeger with."
 
 echo "building Jaeger $version: some minutes the first time, then seconds" >&2
-mkdir -p "$folder"
 cd "$here"
 # Written elsewhere first, so that an interrupted build is begun again.
 CGO_ENABLED=0 go build -mod=readonly -trimpath -o "$binary.new" \

@@ -48,13 +48,15 @@ REMOVAL = {
 
 @pytest.fixture(scope="module")
 def binary() -> Path:
-    """Jaeger, which is built if it can be; without it there is nothing to test here."""
-    if not (shutil.which("go") or Path("/usr/local/go/bin/go").exists() or jaegerd.BINARY.exists()):
+    """Jaeger. The CI builds it if it can, which takes minutes; whoever runs the tests is asked to, not made to."""
+    if not os.environ.get("CI"):
+        if not jaegerd.BINARY.exists():
+            pytest.skip("there is no Jaeger in build/jaeger: `make jaeger` gets one")
+    elif not (shutil.which("go") or Path("/usr/local/go/bin/go").exists() or jaegerd.BINARY.exists()):
         pytest.skip("there is no Jaeger in build/jaeger, and no Go toolchain to make one with")
-    built = subprocess.run([jaegerd.CONFIGURATION / "get.sh"], stderr=subprocess.PIPE, text=True, check=False)
-    if built.returncode and not os.environ.get("CI"):
-        pytest.skip(f"no Jaeger can be had: {built.stderr}")
-    assert built.returncode == 0, built.stderr
+    else:
+        built = subprocess.run([jaegerd.CONFIGURATION / "get.sh"], stderr=subprocess.PIPE, text=True, check=False)
+        assert built.returncode == 0, built.stderr
     return jaegerd.BINARY
 
 
