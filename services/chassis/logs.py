@@ -12,6 +12,8 @@ be written: a log whose reader is gone loses lines, not work.
 
 from __future__ import annotations
 
+import asyncio
+import atexit
 import functools
 import json
 import logging
@@ -73,6 +75,7 @@ def configure(service: str, *, level: str = "INFO", stream: TextIO | None = None
     ]
     final = _renderers(human=human)
     sink = _Sink(out, human=human)
+    atexit.register(sink.flush)
     structlog.configure(
         processors=[*shared, *final],
         wrapper_class=structlog.make_filtering_bound_logger(number),
@@ -83,11 +86,16 @@ def configure(service: str, *, level: str = "INFO", stream: TextIO | None = None
 
 
 class _Sink:
-    """Where lines go: whole, at once, and never back as an error."""
+    """Where lines go: whole, and never back as an error.
+
+    What is well goes at the end of the loop's turn, all lines at once: writing each costs a busy service more than
+    making it. What is not goes at once, behind what was said before it.
+    """
 
     def __init__(self, out: TextIO | None, *, human: bool) -> None:
         """`out`: None if the process was started without a stderr."""
         self._out = out
+        self._held: list[str] = []
         self._file: int | None = None
         """Where bytes are written past the stream, which would keep what a reader that is gone did not take, and fail
         with it at the process's end. None: to the stream, for its encoding or for want of a file."""
@@ -109,13 +117,32 @@ class _Sink:
             pass  # the reader is gone, the disk is full, the stream is closed: there is nobody to tell
 
     def flush(self) -> None:
-        """Nothing is kept."""
+        """Writes what is held."""
+        if self._held:
+            held, self._held = self._held, []
+            self.write("".join(held))
 
     def msg(self, line: str) -> None:
-        """Writes a line; structlog calls the method that is named like the level."""
+        """Writes a line now; structlog calls the method that is named like the level."""
+        if _in_a_loop():  # else another thread speaks, and what is held is not its business
+            self.flush()
         self.write(line + "\n")
 
-    debug = info = warning = error = critical = msg
+    def info(self, line: str) -> None:
+        """Writes a line soon."""
+        if self._file is None or not _in_a_loop():
+            self.msg(line)
+            return
+        if not self._held:
+            asyncio.get_running_loop().call_soon(self.flush)
+        self._held.append(line + "\n")
+
+    debug = info
+    warning = error = critical = msg
+
+
+def _in_a_loop() -> bool:
+    return asyncio._get_running_loop() is not None
 
 
 def _route_libraries(sink: _Sink, number: int, shared: list[_Processor], final: list[_Processor]) -> None:
