@@ -66,7 +66,7 @@ class Caller:
         The service config repeats a call only until a part of the answer has come, so a connection that breaks just
         then is left to us: every call may be repeated (`client.py` sees to that).
         """
-        with self.spans.around(method) as (trace, answered):
+        with self.spans.around(method, correlation_id) as (trace, answered):
             answer = await self._call(method, request, self.metadata(correlation_id) + trace, timeout)
             answered(answer)
             return answer

@@ -16,7 +16,7 @@ from contextlib import contextmanager
 from typing import Any
 
 import grpc
-from opentelemetry import propagate, trace
+from opentelemetry import baggage, propagate, trace
 from opentelemetry.trace import SpanKind, Status, StatusCode
 
 _STATUS = "rpc.grpc.status_code"
@@ -32,7 +32,7 @@ class CallSpans:
 
     @contextmanager
     def around(
-        self, method: grpc.aio.UnaryUnaryMultiCallable[Any, Any]
+        self, method: grpc.aio.UnaryUnaryMultiCallable[Any, Any], correlation_id: str = ""
     ) -> Iterator[tuple[tuple[tuple[str, str], ...], Callable[[Any], None]]]:
         """Yields the metadata that carries the trace, and what to tell the answer."""
         name = _name_of(method)
@@ -49,7 +49,7 @@ class CallSpans:
         )
         with starting as span:
             carried: dict[str, str] = {}
-            propagate.inject(carried)
+            propagate.inject(carried, baggage.set_baggage("correlation_id", correlation_id) if correlation_id else None)
             try:
                 yield tuple(carried.items()), lambda answer: _describe(span, answer)
             except asyncio.CancelledError:

@@ -32,16 +32,16 @@ import asyncio
 import random
 import re
 from collections import deque
-from collections.abc import AsyncIterator, Callable, Mapping, Sequence
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
+from contextlib import asynccontextmanager, contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass, field
 from importlib.metadata import version
 from typing import Any, Final, Literal, NamedTuple
 
 import grpc
+from opentelemetry import baggage, trace
 from opentelemetry import context as otel_context
-from opentelemetry import trace
 from opentelemetry.sdk.resources import Resource
 from opentelemetry.sdk.trace import TracerProvider
 from opentelemetry.sdk.trace.sampling import Decision, Sampler
@@ -289,6 +289,20 @@ def link_call(to: Context) -> None:
     """Links the current call's span to another one: to work that it is about, but did not begin."""
     if (span := _call.get()) is not None:
         span.links.append(to)
+
+
+@contextmanager
+def under(span: Context, correlation_id: str) -> Iterator[None]:
+    """Makes a span that is not ours to end the current one, with the correlation id as baggage.
+
+    What the code inside traces by itself, or calls with OpenTelemetry's help, belongs below it.
+    """
+    current = trace.set_span_in_context(trace.NonRecordingSpan(_span_context(span)))
+    token = otel_context.attach(baggage.set_baggage("correlation_id", correlation_id, current))
+    try:
+        yield
+    finally:
+        otel_context.detach(token)
 
 
 class _CallSpan(NamedTuple):

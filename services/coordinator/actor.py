@@ -13,12 +13,15 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 from typing import TYPE_CHECKING, Any, Final
 
 import grpc
 
 from chassis import logs
 from chassis.errors import WaybillError, unavailable
+from chassis.tracing import parse_traceparent, under
 from coordinator import events as ev
 from coordinator import wire
 from coordinator.chronicle import Chronicle
@@ -270,7 +273,7 @@ class Actor:
     async def _plan(self, command_id: str) -> None:
         row = self.tree.command(command_id)
         async with self._room:
-            with self._log_ids(command_id):
+            with self._working_on(row):
                 planned = await self._store_willing(lambda: self._plan_once(row))
         if planned is not None:
             self.post(planned)
@@ -321,7 +324,7 @@ class Actor:
 
     async def _run_end(self, row: CommandRow, succeeded: bool) -> None:
         async with self._room:
-            with self._log_ids(row.command_id):
+            with self._working_on(row):
                 ended = await self._store_willing(lambda: self._end_once(row, succeeded))
         if ended is not None:
             self.post(ended)
@@ -361,9 +364,17 @@ class Actor:
             await self._engine.clock.sleep(pauses.next())
         return None
 
-    def _log_ids(self, command_id: str) -> Any:
+    @contextmanager
+    def _working_on(self, row: CommandRow) -> Iterator[None]:
+        """A command's code runs: its ids are on what it logs, and its span is the current one for what it traces."""
         job = self.tree.job
-        return logs.bound(correlation_id=job.correlation_id, job_id=job.job_id, command_id=command_id)
+        with ExitStack() as around:
+            around.enter_context(
+                logs.bound(correlation_id=job.correlation_id, job_id=job.job_id, command_id=row.command_id)
+            )
+            if (span := parse_traceparent(row.own_traceparent)) is not None:
+                around.enter_context(under(span, job.correlation_id))
+            yield
 
 
 def _for_callers(why: WaybillError) -> WaybillError:

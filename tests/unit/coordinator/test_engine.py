@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import asyncio
+import contextvars
 import random
 from collections.abc import AsyncIterator, Sequence
 from typing import Any
 
 import pytest
+from opentelemetry import baggage, trace
+from waybill_bench import BenchWork
 
+from chassis import tracing
 from chassis.clock import ManualClock, SequentialIds
 from chassis.errors import WaybillError, unavailable
 from coordinator.background import Background
@@ -16,6 +20,7 @@ from coordinator.chronicle import Chronicle
 from coordinator.commands.base import Command, Registry
 from coordinator.engine import Engine
 from coordinator.rows import Job
+from coordinator.world import World
 from waybill.v1 import jobstore_pb2
 
 ROOM = 5
@@ -140,3 +145,22 @@ async def test_an_answer_that_cannot_be_handled_stops_its_actor_and_the_flow_is_
         clock.advance(1.0)
         await turns()
     assert journal.loaded == [flow]
+
+
+async def test_a_command_s_code_runs_under_the_command_s_span(
+    engine: Engine, journal: SlowJournal, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: list[tuple[str, object]] = []
+
+    async def validate(self: BenchWork, world: World) -> None:
+        own = trace.get_current_span().get_span_context()
+        seen.append((f"{own.trace_id:032x}-{own.span_id:016x}", baggage.get_baggage("correlation_id")))
+
+    monkeypatch.setattr(BenchWork, "validate", validate)
+    journal.willing = True
+    caller = tracing.Context("ab" * 16, "cd" * 8)
+    context = contextvars.copy_context()
+    context.run(tracing._parent.set, caller)
+    job = await context.run(submit, engine, 1)
+    assert seen == [(f"{caller.trace_id}-{job.span_id}", "corr-1")]
+    assert job.trace_id == caller.trace_id
