@@ -43,7 +43,7 @@ class CallSpans:
         starting = self._tracer.start_as_current_span(
             name,
             kind=SpanKind.CLIENT,
-            attributes={"rpc.system": "grpc", "rpc.service": service, "rpc.method": called},
+            attributes={"rpc.system": "grpc", "rpc.service": service, "rpc.method": called, **_named(correlation_id)},
             record_exception=False,
             set_status_on_exception=False,
         )
@@ -58,12 +58,18 @@ class CallSpans:
             except Exception as error:
                 code = getattr(error, "code", grpc.StatusCode.UNKNOWN)
                 _fail(span, code if isinstance(code, grpc.StatusCode) else grpc.StatusCode.UNKNOWN, str(error))
+                span.set_attributes(_named(getattr(error, "correlation_id", "")))
                 raise
 
 
 def _name_of(method: grpc.aio.UnaryUnaryMultiCallable[Any, Any]) -> str:
     name = getattr(method, "_method", b"")
     return (name.decode() if isinstance(name, bytes) else str(name)).removeprefix("/")
+
+
+def _named(correlation_id: str) -> dict[str, str]:
+    """So that the call is found by it, also if there is no answer that has it."""
+    return {"correlation_id": correlation_id} if correlation_id else {}
 
 
 def _ignore(_: Any) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import json
 from collections.abc import Mapping
 from typing import Any, Final
 from uuid import UUID
@@ -162,7 +161,7 @@ def _body_hash(request: coordinator_pb2.RunCommandRequest, parameters: Mapping[s
         "deadline": [request.deadline.seconds, request.deadline.nanos],
         "visible": request.visible if request.HasField("visible") else None,
     }
-    return hashlib.sha256(json.dumps(body, sort_keys=True, separators=(",", ":")).encode()).digest()
+    return hashlib.sha256(wire.dump_sorted(body)).digest()
 
 
 def checked_job_id(text: str) -> str:

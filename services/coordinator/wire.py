@@ -7,6 +7,7 @@ from collections.abc import Iterable, Mapping
 from functools import lru_cache
 from typing import Any, Final
 
+import orjson
 from google.protobuf import json_format, struct_pb2, timestamp_pb2
 from google.rpc import error_details_pb2, status_pb2
 
@@ -62,11 +63,23 @@ CANCEL_NAMES = {number: name for name, number in CANCEL.items()}
 
 
 _to_json = json.JSONEncoder(separators=(",", ":"), ensure_ascii=False).encode
+_STRICTLY: Final = orjson.OPT_PASSTHROUGH_DATACLASS | orjson.OPT_PASSTHROUGH_DATETIME
 
 
 def dump(value: Any) -> str:
     """JSON, compact."""
-    return _to_json(value)
+    try:
+        return orjson.dumps(value, option=_STRICTLY).decode()
+    except TypeError:  # numbers of more than 64 bits, keys that are no text
+        return _to_json(value)
+
+
+def dump_sorted(value: Any) -> bytes:
+    """JSON, compact, the same for equal values."""
+    try:
+        return orjson.dumps(value, option=_STRICTLY | orjson.OPT_SORT_KEYS)
+    except TypeError:
+        return json.dumps(value, sort_keys=True, separators=(",", ":")).encode()
 
 
 def timestamp(seconds: float) -> timestamp_pb2.Timestamp:

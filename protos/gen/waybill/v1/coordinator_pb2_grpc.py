@@ -30,7 +30,8 @@ class CoordinatorStub(object):
     """For those who want work done. Readers go to JobStore.
 
     Metadata on every call: `x-correlation-id` (1-50 of [0-9A-Za-z_-]; made if absent; echoed in the initial metadata),
-    `x-waybill-user` (the owner; `anonymous` if absent), `traceparent`, `tracestate`.
+    `x-waybill-user` (the owner; `anonymous` if absent), `traceparent` (W3C Trace Context; `tracestate` and `baggage` are
+    not read).
     Losing the RPC never cancels the job.
     """
 
@@ -116,7 +117,8 @@ class CoordinatorServicer(object):
     """For those who want work done. Readers go to JobStore.
 
     Metadata on every call: `x-correlation-id` (1-50 of [0-9A-Za-z_-]; made if absent; echoed in the initial metadata),
-    `x-waybill-user` (the owner; `anonymous` if absent), `traceparent`, `tracestate`.
+    `x-waybill-user` (the owner; `anonymous` if absent), `traceparent` (W3C Trace Context; `tracestate` and `baggage` are
+    not read).
     Losing the RPC never cancels the job.
     """
 
@@ -311,7 +313,8 @@ class Coordinator(object):
     """For those who want work done. Readers go to JobStore.
 
     Metadata on every call: `x-correlation-id` (1-50 of [0-9A-Za-z_-]; made if absent; echoed in the initial metadata),
-    `x-waybill-user` (the owner; `anonymous` if absent), `traceparent`, `tracestate`.
+    `x-waybill-user` (the owner; `anonymous` if absent), `traceparent` (W3C Trace Context; `tracestate` and `baggage` are
+    not read).
     Losing the RPC never cancels the job.
     """
 

@@ -17,7 +17,8 @@ class CoordinatorStub:
     """For those who want work done. Readers go to JobStore.
 
     Metadata on every call: `x-correlation-id` (1-50 of [0-9A-Za-z_-]; made if absent; echoed in the initial metadata),
-    `x-waybill-user` (the owner; `anonymous` if absent), `traceparent`, `tracestate`.
+    `x-waybill-user` (the owner; `anonymous` if absent), `traceparent` (W3C Trace Context; `tracestate` and `baggage` are
+    not read).
     Losing the RPC never cancels the job.
     """
 
@@ -65,7 +66,8 @@ class CoordinatorServicer(metaclass=_abc_1.ABCMeta):
     """For those who want work done. Readers go to JobStore.
 
     Metadata on every call: `x-correlation-id` (1-50 of [0-9A-Za-z_-]; made if absent; echoed in the initial metadata),
-    `x-waybill-user` (the owner; `anonymous` if absent), `traceparent`, `tracestate`.
+    `x-waybill-user` (the owner; `anonymous` if absent), `traceparent` (W3C Trace Context; `tracestate` and `baggage` are
+    not read).
     Losing the RPC never cancels the job.
     """
 
