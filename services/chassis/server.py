@@ -195,7 +195,7 @@ async def serve(
         server.set_serving(False)
         if before_stop is not None:
             await _within(grace, before_stop())
-        death.cancel()
+    await death  # it ends with the server; to cancel it would cancel gRPC's own way down
 
 
 async def _end_with(server: Server, lifetime: Lifetime) -> None:
