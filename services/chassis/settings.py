@@ -1,6 +1,6 @@
 """Settings from the environment: one frozen class a service, every mistake told at once.
 
-    class Settings(ServiceSettings, prefix="JOBSTORE_"):
+    class Settings(ServiceSettings, env_prefix="JOBSTORE_"):
         listen: str = Field("127.0.0.1:50052", description="address to serve on; port 0 takes a free one")
 
 A variable with the service's prefix that no field explains is an error: a misspelt setting that is silently ignored is
@@ -14,7 +14,7 @@ import os
 import re
 import sys
 from collections.abc import Iterator
-from typing import Any, Final, TypeVar
+from typing import Final, TypeVar
 
 from pydantic import Field, ValidationError
 from pydantic_settings import BaseSettings, SettingsConfigDict
@@ -26,17 +26,12 @@ _KUBERNETES_LINK: Final = re.compile(r"_(SERVICE_HOST|SERVICE_PORT(_\w+)?|PORT(_
 
 
 class ServiceSettings(BaseSettings):
-    """The settings of a service: subclass with `prefix="JOBSTORE_"` and fields that say what they are for."""
+    """The settings of a service: subclass with `env_prefix="JOBSTORE_"` and fields that say what they are for."""
 
     traces_endpoint: str = Field(default="", description="host:port of an OTLP/gRPC collector for traces; empty: none")
     metrics_listen: str = Field(default="", description="host:port to serve Prometheus metrics on; empty: none")
 
     model_config = SettingsConfigDict(frozen=True, extra="ignore", validate_default=True)
-
-    def __init_subclass__(cls, prefix: str = "", **kwargs: Any) -> None:
-        super().__init_subclass__(**kwargs)
-        if prefix:
-            cls.model_config = SettingsConfigDict(**{**cls.model_config, "env_prefix": prefix})
 
 
 _Settings = TypeVar("_Settings", bound=ServiceSettings)

@@ -12,7 +12,7 @@ from pydantic import Field
 from chassis.settings import ServiceSettings
 
 
-class Settings(ServiceSettings, prefix="HOSTAGENT_"):
+class Settings(ServiceSettings, env_prefix="HOSTAGENT_"):
     """Environment of `python -m hostagent`."""
 
     listen: str = Field(default="127.0.0.1:50061", description="Address to serve on; port 0 takes a free one.")

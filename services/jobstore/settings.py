@@ -19,7 +19,7 @@ def _default_data_dir() -> Path:
     return Path(home).expanduser() / "waybill" / "jobstore"
 
 
-class Settings(ServiceSettings, prefix="JOBSTORE_"):
+class Settings(ServiceSettings, env_prefix="JOBSTORE_"):
     """What a jobstore is told from outside."""
 
     listen: str = Field("127.0.0.1:50052", description="Address to serve on; port 0 takes a free one.")

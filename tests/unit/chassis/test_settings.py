@@ -6,7 +6,7 @@ from pydantic import Field, ValidationError
 from chassis.settings import BadSettings, ServiceSettings, load, read
 
 
-class Settings(ServiceSettings, prefix="DEPOT_"):
+class Settings(ServiceSettings, env_prefix="DEPOT_"):
     listen: str = Field("127.0.0.1:50099", description="address to serve on")
     workers: int = Field(10, ge=1, description="how many work at once")
     database_url: str = Field("embedded", pattern="^(embedded|postgresql://.*)$", description="where the rows are")

@@ -1,0 +1,118 @@
+"""What is owed to the collector, and what is told of a flow."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable
+
+from chassis.clock import ManualClock
+from chassis.tracing import FinishedSpan, Tracing
+from coordinator import events as ev
+from coordinator.chronicle import Chronicle, Deliveries
+from coordinator.flow import FlowTree
+from coordinator.metrics import FlowTallies
+from coordinator.plan import nothing
+from coordinator.rows import Cancel, Command, Job
+
+TRACE, CALLER, OWN = "ab" * 16, "cd" * 8, "ef" * 8
+
+
+class Collector(Tracing):
+    """Keeps the spans, and delivers them when it is told to."""
+
+    def __init__(self) -> None:
+        super().__init__(None, ManualClock(0.0), random.Random(1))
+        self.spans: list[FinishedSpan] = []
+        self.waiting: list[Callable[[], None]] = []
+
+    @property
+    def enabled(self) -> bool:
+        return True
+
+    def record(self, span: FinishedSpan, exported: Callable[[], None] | None = None) -> None:
+        self.spans.append(span)
+        if exported is not None:
+            self.waiting.append(exported)
+
+
+class Told:
+    """A flow of one command with nothing to do, and its chronicle."""
+
+    def __init__(self, traceparent: str = f"00-{TRACE}-{CALLER}-01") -> None:
+        job = Job("j1", "Nothing", "Doing nothing", "ada", "corr-1", trace_id=TRACE, span_id=OWN)
+        root = Command("c1", "", "Nothing", {}, 1, span_id=OWN, traceparent=traceparent)
+        self.tree = FlowTree(job, root, cancel=Cancel.NONE)
+        self.collector = Collector()
+        self.deliveries = Deliveries(enabled=True)
+        self.chronicle = Chronicle(
+            self.collector, self.deliveries, FlowTallies(flows=lambda: 0, tasks=lambda: 0, awaited=lambda: 0), self.tree
+        )
+        self.tree.handle(ev.Submitted(), 1.0)
+        self.tree.handle(ev.Planned("c1", nothing()), 1.0)
+        effects = self.tree.handle(ev.Ended("c1"), 1.0)
+        [commit] = [effect for effect in effects if isinstance(effect, ev.Commit)]
+        self.chronicle.written(commit.mutations)
+
+
+class TestWhatIsOwed:
+    def test_nothing_at_first(self) -> None:
+        assert Deliveries(enabled=True).mark == 0
+
+    def test_without_a_collector_there_is_no_mark(self) -> None:
+        deliveries = Deliveries(enabled=False)
+        deliveries.expect(7).close()
+        assert deliveries.mark == -1
+
+    def test_what_ended_is_owed_until_all_of_it_is_delivered(self) -> None:
+        deliveries = Deliveries(enabled=True)
+        delivery = deliveries.expect(7)
+        root, child = delivery.wait_for(), delivery.wait_for()
+        delivery.close()
+        assert deliveries.mark == 6
+        root()
+        assert deliveries.mark == 6
+        child()
+        assert deliveries.mark == 7
+
+    def test_the_oldest_debt_counts(self) -> None:
+        deliveries = Deliveries(enabled=True)
+        first, second, also_second = deliveries.expect(7), deliveries.expect(9), deliveries.expect(9)
+        second.close()
+        assert deliveries.mark == 6
+        first.close()
+        assert deliveries.mark == 8
+        also_second.close()
+        assert deliveries.mark == 9
+
+
+class TestWhatIsTold:
+    def test_nothing_before_it_is_stored(self) -> None:
+        assert Told().collector.spans == []
+
+    def test_an_ended_command_has_its_reserved_span_below_its_caller_s(self) -> None:
+        told = Told()
+        assert told.chronicle.recorded(5, 100.0) == []  # nothing is under way any more
+        [span] = told.collector.spans
+        assert (span.name, span.context.trace_id, span.context.span_id) == ("Nothing", TRACE, OWN)
+        assert (span.parent_span_id, span.start, span.end, span.error) == (CALLER, 100.0, 100.0, "")
+        assert [event.name for event in span.events] == ["VALIDATION", "EXECUTION"]
+
+    def test_its_delivery_is_owed(self) -> None:
+        told = Told()
+        told.chronicle.recorded(5, 100.0)
+        assert told.deliveries.mark == 4
+        for delivered in told.collector.waiting:
+            delivered()
+        assert told.deliveries.mark == 5
+
+    def test_nothing_of_what_was_refused(self) -> None:
+        told = Told()
+        told.chronicle.refused()
+        assert told.chronicle.recorded(5, 100.0) == []
+        assert told.collector.spans == []
+
+    def test_nothing_of_what_nobody_traces(self) -> None:
+        told = Told(traceparent="")
+        told.chronicle.recorded(5, 100.0)
+        assert told.collector.spans == []
+        assert told.deliveries.mark == 5
