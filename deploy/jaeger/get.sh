@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
 # Gets Jaeger for this machine, as build/jaeger/jaeger, from its Go module: `make jaeger`. Does nothing if it is there.
-# Without a Go toolchain it says how to run the container instead, and fails.
+# Without a Go toolchain, or a way to Jaeger's modules, it says how to run the container instead, and fails with 3; a build
+# that fails does with 1.
 #
 # go.mod names the program as a tool, which makes it buildable from here as it is: `go install` refuses a module with
 # `replace` lines, and Jaeger's packages are internal, so that no program of ours could call them. Jaeger's modules are
@@ -21,7 +22,7 @@ With a container engine, from the project's folder:
     -v "\$PWD/deploy/jaeger:/waybill:ro" -e JAEGER_HOST=0.0.0.0 -e JAEGER_UI_CONFIG=/waybill/ui.json \\
     jaegertracing/jaeger:$version --config /waybill/jaeger.yaml --config /waybill/memory.yaml
 END
-  exit 1
+  exit "${2:-1}"
 }
 
 mkdir -p "$folder"
@@ -35,10 +36,11 @@ if [[ $binary -nt $here/go.mod && $binary -nt $here/get.sh ]]; then
 fi
 
 PATH=$PATH:/usr/local/go/bin
-command -v go >/dev/null || without "No Go toolchain is here to build Jaeger with."
+command -v go >/dev/null || without "No Go toolchain is here to build Jaeger with." 3
 
 echo "building Jaeger $version: some minutes the first time, then seconds" >&2
 cd "$here"
+go list -mod=readonly -deps $package/cmd/jaeger >/dev/null || without "Jaeger's modules cannot be fetched; see above." 3
 # Written elsewhere first, so that an interrupted build is begun again.
 CGO_ENABLED=0 go build -mod=readonly -trimpath -o "$binary.new" \
   -ldflags "-s -w -X $package/internal/version.latestVersion=v$version" $package/cmd/jaeger ||

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import json
 import os
-import shutil
 import signal
 import subprocess
 import sys
@@ -52,10 +51,10 @@ def binary() -> Path:
     if not os.environ.get("CI"):
         if not jaegerd.BINARY.exists():
             pytest.skip("there is no Jaeger in build/jaeger: `make jaeger` gets one")
-    elif not (shutil.which("go") or Path("/usr/local/go/bin/go").exists() or jaegerd.BINARY.exists()):
-        pytest.skip("there is no Jaeger in build/jaeger, and no Go toolchain to make one with")
     else:
         built = subprocess.run([jaegerd.CONFIGURATION / "get.sh"], stderr=subprocess.PIPE, text=True, check=False)
+        if built.returncode == 3:
+            pytest.skip(f"no Jaeger can be had here: {built.stderr}")
         assert built.returncode == 0, built.stderr
     return jaegerd.BINARY
 
