@@ -145,7 +145,6 @@ class Traffic:
 
 @pytest.mark.timeout(120 + FLOWS)
 async def test_whatever_is_written_anywhere_leads_to_the_action_it_comes_from(tmp_path: Path) -> None:
-    rng = random.Random(f"{SEED} ids")
     calls = Calls()
     async with OtlpSink() as sink:
         names = ("COORDINATOR_TRACES_ENDPOINT", "JOBSTORE_TRACES_ENDPOINT", "HOSTAGENT_TRACES_ENDPOINT")
@@ -157,14 +156,10 @@ async def test_whatever_is_written_anywhere_leads_to_the_action_it_comes_from(tm
         async with Stack(tmp_path, hosts=2, environment=environment) as stack:
             async with traced_client(stack, sink, calls) as client:
                 traffic = Traffic(stack, client)
-                running = asyncio.create_task(traffic.run())
                 found = Written()
-                for over in range(FLOWS_PER_CRASH // 2, FLOWS, FLOWS_PER_CRASH):
-                    await traffic.wait_for(over)
-                    found.add(await written(stack))  # with what is there only while something is under way
-                    await kill(stack, rng.choice(VICTIMS), rng)
-                    await stack.serving()
-                await running
+                async with asyncio.TaskGroup() as both:
+                    both.create_task(traffic.run())
+                    both.create_task(crash_and_look(stack, traffic, found))
             tables = (last := await all_over(stack)).tables
             found.add(last)
             book = ids.Book(tables, calls.flow_of)
@@ -186,6 +181,16 @@ async def test_whatever_is_written_anywhere_leads_to_the_action_it_comes_from(tm
         by_trace.setdefault(span.trace_id, []).append(span)
     for trace_id, those in by_trace.items():
         assert assert_whole(of_trace(those, trace_id)).service == "client"
+
+
+async def crash_and_look(stack: Stack, traffic: Traffic, found: Written) -> None:
+    """Kills now and then; looks before, for what is there only while something is under way."""
+    rng = random.Random(f"{SEED} ids")
+    for over in range(FLOWS_PER_CRASH // 2, FLOWS, FLOWS_PER_CRASH):
+        await traffic.wait_for(over)
+        found.add(await written(stack))
+        await kill(stack, rng.choice(VICTIMS), rng)
+        await stack.serving()
 
 
 async def all_over(stack: Stack) -> Written:

@@ -95,7 +95,10 @@ async def raw(server: Server) -> AsyncIterator[RawClient]:
 def nothing_evil_is_logged(log_lines: list[Any], caplog: pytest.LogCaptureFixture) -> Any:
     yield
     assert log_lines == []
-    assert [record.getMessage() for record in caplog.get_records("call")] == []
+    words = [record.getMessage() for record in caplog.get_records("call")]
+    assert [
+        each for each in words if not each.startswith("Executing <")
+    ] == []  # asyncio's debug mode, of a slow machine
 
 
 async def span_after(sink: OtlpSink, stub: Any) -> list[SinkSpan]:

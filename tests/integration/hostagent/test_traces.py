@@ -150,6 +150,7 @@ async def test_who_is_killed_at_its_work_leaves_one_span_of_all_of_it(start_agen
         status = await agent.end_of("t1")
         info = (await agent.stub.GetTaskInfo(hostagent_pb2.GetTaskInfoRequest(task_id="t1"), timeout=30)).info
     assert status.result == SUCCESS
+    await sink.wait_for(len)
     await ended(process)
     (span,) = sink.spans
     assert span.start == pytest.approx(info.create_time.ToNanoseconds() / 1e9, abs=2e-6)
