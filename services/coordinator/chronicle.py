@@ -40,6 +40,9 @@ log = logs.get_logger(__name__)
 ANNOUNCE_SECONDS: Final = 1.0
 """What runs for longer is announced in the trace."""
 
+_NOT_BEGUN: Final = frozenset({Status.PENDING, Status.SKIPPED, Status.ABORTED})
+"""Steps that the store gives no start time for being so: what is told again later goes by that."""
+
 
 @dataclass(slots=True)
 class _Written:
@@ -86,7 +89,7 @@ class Chronicle:
             ended=job.status if mutations.ends_flow else None,
             begun=list(mutations.new_commands.values()),
             over=[row for row in rows if row.status.ended],
-            phases=[step.step_type for step in steps if not step.parent_step_id and step.status is not Status.PENDING],
+            phases=[step.step_type for step in steps if not step.parent_step_id and step.status not in _NOT_BEGUN],
             ordered=list(mutations.new_leaves.values()),
             done=[leaf for leaf in leaves if leaf.over],
         )
