@@ -28,6 +28,7 @@ class CallSpans:
 
     def __init__(self, provider: trace.TracerProvider | None = None) -> None:
         """`provider`: None for the application's."""
+        self._provider = provider
         self._tracer = trace.get_tracer("waybill_client", tracer_provider=provider)
 
     @contextmanager
@@ -36,7 +37,7 @@ class CallSpans:
     ) -> Iterator[tuple[tuple[tuple[str, str], ...], Callable[[Any], None]]]:
         """Yields the metadata that carries the trace, and what to tell the answer."""
         name = _name_of(method)
-        if not (name.startswith(_ACTIONS) or trace.get_current_span().get_span_context().is_valid):
+        if not (self._begins_traces() and name.startswith(_ACTIONS)) and not _is_in_a_trace():
             yield (), _ignore
             return
         service, _, called = name.partition("/")
@@ -60,6 +61,13 @@ class CallSpans:
                 _fail(span, code if isinstance(code, grpc.StatusCode) else grpc.StatusCode.UNKNOWN, str(error))
                 span.set_attributes(_named(getattr(error, "correlation_id", "")))
                 raise
+
+    def _begins_traces(self) -> bool:
+        return self._provider is not None or not isinstance(trace.get_tracer_provider(), trace.ProxyTracerProvider)
+
+
+def _is_in_a_trace() -> bool:
+    return trace.get_current_span().get_span_context().is_valid
 
 
 def _name_of(method: grpc.aio.UnaryUnaryMultiCallable[Any, Any]) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Coroutine
+from contextvars import Context
 from types import TracebackType
 from typing import Any, TypeVar
 
@@ -36,8 +37,11 @@ class Background:
         await self._group.__aexit__(type(cancelled) if cancelled else None, cancelled, trace if cancelled else None)
 
     def start(self, work: Coroutine[Any, Any, T], name: str) -> asyncio.Task[T]:
-        """Starts work that nobody awaits; it may end by itself."""
-        task = self._group.create_task(work, name=name)
+        """Starts work that nobody awaits; it may end by itself.
+
+        It belongs to no call, also if one gave the occasion: neither that one's ids nor its trace are on what it does.
+        """
+        task = self._group.create_task(work, name=name, context=Context())
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
         return task

@@ -12,8 +12,9 @@ from coordinator.chronicle import Chronicle, Deliveries
 from coordinator.flow import FlowTree
 from coordinator.metrics import FlowTallies
 from coordinator.plan import nothing
-from coordinator.rows import Cancel, Command, Job
+from coordinator.rows import Cancel, Command, Failure, Job
 
+PLANNED = ev.Planned("c1", nothing())
 TRACE, CALLER, OWN = "ab" * 16, "cd" * 8, "ef" * 8
 
 
@@ -38,7 +39,7 @@ class Collector(Tracing):
 class Told:
     """A flow of one command with nothing to do, and its chronicle."""
 
-    def __init__(self, traceparent: str = f"00-{TRACE}-{CALLER}-01") -> None:
+    def __init__(self, traceparent: str = f"00-{TRACE}-{CALLER}-01", planned: ev.Planned = PLANNED) -> None:
         job = Job("j1", "Nothing", "Doing nothing", "ada", "corr-1", trace_id=TRACE, span_id=OWN)
         root = Command("c1", "", "Nothing", {}, 1, span_id=OWN, traceparent=traceparent)
         self.tree = FlowTree(job, root, cancel=Cancel.NONE)
@@ -48,8 +49,7 @@ class Told:
             self.collector, self.deliveries, FlowTallies(flows=lambda: 0, tasks=lambda: 0, awaited=lambda: 0), self.tree
         )
         self.tree.handle(ev.Submitted(), 1.0)
-        self.tree.handle(ev.Planned("c1", nothing()), 1.0)
-        effects = self.tree.handle(ev.Ended("c1"), 1.0)
+        effects = [*self.tree.handle(planned, 1.0), *self.tree.handle(ev.Ended("c1"), 1.0)]
         [commit] = [effect for effect in effects if isinstance(effect, ev.Commit)]
         self.chronicle.written(commit.mutations)
 
@@ -96,6 +96,13 @@ class TestWhatIsTold:
         assert (span.name, span.context.trace_id, span.context.span_id) == ("Nothing", TRACE, OWN)
         assert (span.parent_span_id, span.start, span.end, span.error) == (CALLER, 100.0, 100.0, "")
         assert [event.name for event in span.events] == ["VALIDATION", "EXECUTION"]
+
+    def test_a_phase_that_was_skipped_never_began(self) -> None:
+        told = Told(planned=ev.Planned("c1", failure=Failure(9, "VM_RUNNING", "it runs")))
+        told.chronicle.recorded(5, 100.0)
+        [span] = told.collector.spans
+        assert [event.name for event in span.events] == ["VALIDATION"]
+        assert span.error == "VM_RUNNING: it runs"
 
     def test_its_delivery_is_owed(self) -> None:
         told = Told()
