@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Coroutine
-from contextvars import Context
+from contextvars import Context, copy_context
 from types import TracebackType
 from typing import Any, TypeVar
 
@@ -21,9 +21,11 @@ class Background:
     def __init__(self) -> None:
         self._group = asyncio.TaskGroup()
         self._tasks: set[asyncio.Task[Any]] = set()
+        self._context = Context()  # the owner's
 
     async def __aenter__(self) -> Background:
         await self._group.__aenter__()
+        self._context = copy_context()
         return self
 
     async def __aexit__(
@@ -39,9 +41,9 @@ class Background:
     def start(self, work: Coroutine[Any, Any, T], name: str) -> asyncio.Task[T]:
         """Starts work that nobody awaits; it may end by itself.
 
-        It belongs to no call, also if one gave the occasion: neither that one's ids nor its trace are on what it does.
+        It belongs to the owner, also if some call gave the occasion: neither that one's ids nor its trace are on it.
         """
-        task = self._group.create_task(work, name=name, context=Context())
+        task = self._group.create_task(work, name=name, context=self._context.copy())
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
         return task
