@@ -22,7 +22,7 @@ up: .venv/.ready ## Start the same stack and keep it for you to play with
 	$(BIN)/waybill up $(ARGS)
 
 test: .venv/.ready ## Run all tests
-	$(BIN)/python -m pytest -o asyncio_debug=true $(PYTEST)
+	WAYBILL_STORMS=200 $(BIN)/python -m pytest -o asyncio_debug=true $(PYTEST)
 
 check: check-format check-lint check-types check-imports check-protos check-project ## Check everything that needs no running: style, types, layers, contract
 
