@@ -9,6 +9,6 @@ import os
 
 from hypothesis import settings
 
-settings.register_profile("same", derandomize=True, deadline=None, max_examples=20)
+settings.register_profile("same", derandomize=True, deadline=None, max_examples=15)
 settings.register_profile("search", deadline=None, max_examples=1_000)
 settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "same"))

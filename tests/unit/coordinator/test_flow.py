@@ -274,7 +274,7 @@ def test_a_long_chain_of_nothing_is_over_at_once() -> None:
 
 
 def test_a_long_chain_of_children_needs_no_recursion() -> None:
-    flow = a_flow(serially(a_child("Small") for _ in range(3_000)), {"Small": nothing()}, thorough=False)
+    flow = a_flow(serially(a_child("Small") for _ in range(1_500)), {"Small": nothing()}, thorough=False)
     flow.submit()
     assert (flow.ended(), len(flow.store.commands), flow.commits) == (Status.FINISHED, 3_001, 1)
 
@@ -432,7 +432,7 @@ def test_five_thousand_concurrent_children_are_one_commit() -> None:
 
 def test_many_children_cost_what_each_costs() -> None:
     """Counted in lines run, not in seconds."""
-    few, many = _lines_run(20), _lines_run(200)
+    few, many = _lines_run(15), _lines_run(150)
     assert many < 11 * few
 
 
