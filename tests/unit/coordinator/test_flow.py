@@ -276,7 +276,7 @@ def test_a_long_chain_of_nothing_is_over_at_once() -> None:
 def test_a_long_chain_of_children_needs_no_recursion() -> None:
     flow = a_flow(serially(a_child("Small") for _ in range(1_500)), {"Small": nothing()}, thorough=False)
     flow.submit()
-    assert (flow.ended(), len(flow.store.commands), flow.commits) == (Status.FINISHED, 3_001, 1)
+    assert (flow.ended(), len(flow.store.commands), flow.commits) == (Status.FINISHED, 1_501, 1)
 
 
 # --- best effort -----------------------------------------------------------------------------------------------------
