@@ -32,11 +32,7 @@ SIZES: Final = (1.0, 2.0, 4.0, 8.0, 16.0, 32.0, 64.0, 128.0, 256.0, 512.0, 1024.
 
 
 class Figure(Collector):
-    """One of a process's figures, or several."""
-
-    def collect(self) -> Iterable[Metric]:
-        """Returns it as it is now."""
-        raise NotImplementedError
+    """One of a process's figures, or several: `collect` returns it as it is now."""
 
 
 class Counter(Figure):

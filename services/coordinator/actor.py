@@ -243,8 +243,14 @@ class Actor:
                 for entity in result.entities
             }
             time = wire.seconds_of(result.time)
-            self._engine.announce_later(self, self.chronicle.recorded(result.revision, time))
+            self._tell(result.revision, time)
             self.post(ev.Recorded(result.revision, time, seen))
+
+    def _tell(self, revision: int, time: float) -> None:
+        try:
+            self._engine.announce_later(self, self.chronicle.recorded(revision, time))
+        except Exception:
+            log.exception("a commit is not told of", job_id=self.tree.job.job_id, revision=revision)
 
     # --- the commands' code ------------------------------------------------------------------------------------------
 

@@ -68,8 +68,9 @@ class CoordinatorService(coordinator_pb2_grpc.CoordinatorServicer):
         if request.validate_only:
             return await self._engine.plan_only(job, command)
         stored = await self._engine.submit(job, command)
-        tracing.describe_call({"job.id": stored.job_id})
-        if stored.job_id != job.job_id:  # of a former request with this id, and in that one's trace
+        if stored.job_id == job.job_id:
+            tracing.describe_call({"job.id": stored.job_id})
+        else:  # of a former request with this id, and in that one's trace
             _link_to(stored)
         return stored
 

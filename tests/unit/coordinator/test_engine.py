@@ -15,6 +15,7 @@ from waybill_bench import BenchWork
 from chassis import tracing
 from chassis.clock import ManualClock, SequentialIds
 from chassis.errors import WaybillError, unavailable
+from coordinator import wire
 from coordinator.background import Background
 from coordinator.chronicle import Chronicle
 from coordinator.commands.base import Command, Registry
@@ -127,10 +128,10 @@ async def test_a_caller_that_leaves_makes_room(engine: Engine) -> None:
 async def test_an_answer_that_cannot_be_handled_stops_its_actor_and_the_flow_is_loaded_anew(
     engine: Engine, journal: SlowJournal, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def fail(*_: object) -> list[str]:
+    def fail(*_: object) -> float:
         raise ZeroDivisionError
 
-    monkeypatch.setattr(Chronicle, "recorded", fail)
+    monkeypatch.setattr(wire, "seconds_of", fail)
     engine.start()
     submitted = submit(engine, 1)
     await turns()
@@ -145,6 +146,18 @@ async def test_an_answer_that_cannot_be_handled_stops_its_actor_and_the_flow_is_
         clock.advance(1.0)
         await turns()
     assert journal.loaded == [flow]
+
+
+async def test_a_defect_of_the_record_does_not_stop_the_work(
+    engine: Engine, journal: SlowJournal, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: object) -> list[str]:
+        raise ZeroDivisionError
+
+    monkeypatch.setattr(Chronicle, "recorded", fail)
+    journal.willing = True
+    assert (await submit(engine, 1)).job_id == "job-1"
+    assert engine.flows == 1
 
 
 async def test_a_command_s_code_runs_under_the_command_s_span(
