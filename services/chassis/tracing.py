@@ -47,6 +47,7 @@ from opentelemetry.sdk.trace import TracerProvider
 from opentelemetry.sdk.trace.sampling import Decision, Sampler
 
 from chassis import logs, otlp
+from chassis.background import Background
 from chassis.channels import open_channel
 from chassis.clock import Clock, SystemClock
 from chassis.errors import WaybillError
@@ -168,14 +169,18 @@ class _Waiting(NamedTuple):
 class Outbox:
     """Brings spans to the collector. `run()` belongs into the background of its owner."""
 
-    def __init__(self, export: grpc.aio.UnaryUnaryMultiCallable[bytes, bytes], resource: Mapping[str, Value]) -> None:
+    def __init__(
+        self, export: grpc.aio.UnaryUnaryMultiCallable[bytes, bytes], resource: Mapping[str, Value], clock: Clock
+    ) -> None:
         """`export` brings bytes to the collector; `resource` describes this process."""
         self._export = export
         self._resource = otlp.resource(resource)
+        self._clock = clock
         self._queue: deque[_Waiting] = deque()
         self._something = asyncio.Event()
         self._idle = asyncio.Event()
         self._idle.set()
+        self._on_the_way = 0  # spans of the batch that is being delivered
         self._away = False
         self.given_up = 0
         """How many spans were never delivered."""
@@ -196,20 +201,22 @@ class Outbox:
         try:
             await asyncio.wait_for(self._idle.wait(), seconds)
         except TimeoutError:
-            log.warning("spans were not delivered", count=len(self._queue))
+            log.warning("spans were not delivered", count=len(self._queue) + self._on_the_way)
 
     async def run(self) -> None:
         """Delivers for ever."""
         while True:
             await self._something.wait()
             self._something.clear()
-            await asyncio.sleep(GATHER_SECONDS)
+            await self._clock.sleep(GATHER_SECONDS)
             while self._queue:
                 await self._deliver([self._queue.popleft() for _ in range(min(MOST_SPANS, len(self._queue)))])
+            self._on_the_way = 0
             self._idle.set()
 
     async def _deliver(self, batch: Sequence[_Waiting]) -> None:
         """Sends a batch until the collector takes it or refuses it."""
+        self._on_the_way = len(batch)
         request = otlp.request(self._resource, _SCOPE, [each.span for each in batch])
         while True:
             try:
@@ -221,7 +228,7 @@ class Outbox:
                 if not self._away:
                     self._away = True
                     log.warning("the collector is away", code=error.code().name, why=error.details())
-                await asyncio.sleep(RETRY_SECONDS)
+                await self._clock.sleep(RETRY_SECONDS)
             else:
                 self._away = False
                 return _tell(batch)
@@ -468,12 +475,9 @@ async def open_tracing(
     if not endpoint:
         yield no_tracing()
         return
-    async with open_channel(endpoint, health=False) as channel:
-        outbox = Outbox(channel.unary_unary(_EXPORT), _described(service_name, resource or {}))
-        delivering = asyncio.create_task(outbox.run(), name="spans")
-        try:
-            yield Tracing(outbox, SystemClock(), random.Random(), TracerProvider(shutdown_on_exit=False).sampler)
-            await outbox.flush(FLUSH_SECONDS)
-        finally:
-            delivering.cancel()
-            await asyncio.wait((delivering,))
+    clock = SystemClock()
+    async with open_channel(endpoint, health=False) as channel, Background() as background:
+        outbox = Outbox(channel.unary_unary(_EXPORT), _described(service_name, resource or {}), clock)
+        background.start(outbox.run(), "spans")
+        yield Tracing(outbox, clock, random.Random(), TracerProvider(shutdown_on_exit=False).sampler)
+        await outbox.flush(FLUSH_SECONDS)

@@ -7,13 +7,13 @@ import random
 from collections.abc import Awaitable, Callable
 
 from chassis import logs
+from chassis.background import Background
 from chassis.channels import open_channel
 from chassis.clock import SystemClock, Uuid7Ids
 from chassis.metrics import open_metrics
 from chassis.server import Mount, end_process, run, serve
 from chassis.settings import load
 from chassis.tracing import open_tracing
-from coordinator.background import Background
 from coordinator.commands.base import Registry
 from coordinator.engine import Engine, going_down
 from coordinator.hosts import Hosts

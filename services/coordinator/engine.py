@@ -28,13 +28,13 @@ from collections.abc import Iterable, Sequence
 from typing import Final
 
 from chassis import logs
+from chassis.background import Background
 from chassis.clock import Clock, Ids
 from chassis.errors import WaybillError, internal, unavailable
 from chassis.tracing import Tracing, format_traceparent, no_tracing, parent_of_work
 from coordinator import events as ev
 from coordinator import wire
 from coordinator.actor import Actor
-from coordinator.background import Background
 from coordinator.chronicle import ANNOUNCE_SECONDS, Chronicle, Deliveries
 from coordinator.commands.base import Command, Registry
 from coordinator.flow import FlowTree

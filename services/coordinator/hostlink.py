@@ -16,10 +16,10 @@ from typing import Final, Protocol, TypeVar
 import grpc
 
 from chassis import logs
+from chassis.background import Background
 from chassis.channels import open_channel
 from chassis.clock import Clock
 from chassis.interceptor import CORRELATION_KEY
-from coordinator.background import Background
 from coordinator.retries import verdict
 from coordinator.taskbook import TaskReport
 from waybill.v1 import hostagent_pb2, hostagent_pb2_grpc

@@ -33,9 +33,9 @@ from collections.abc import Callable, Iterable
 from types import TracebackType
 
 from chassis import logs
+from chassis.background import Background
 from chassis.clock import Clock
 from chassis.tallies import Labels
-from coordinator.background import Background
 from coordinator.calls import Calls
 from coordinator.clears import Clears
 from coordinator.hostlink import HostLink, Surroundings

@@ -10,9 +10,9 @@ from typing import Final
 import grpc
 
 from chassis import logs
+from chassis.background import Background
 from chassis.clock import Clock
 from chassis.errors import WaybillError
-from coordinator.background import Background
 from coordinator.doorbell import Doorbell
 from coordinator.hostlink import HostAway, HostLink
 from coordinator.hosts import Hosts

@@ -34,9 +34,9 @@ from typing import Final, TypeVar
 import grpc
 
 from chassis import logs
+from chassis.background import Background
 from chassis.clock import Clock
 from chassis.errors import WaybillError, unavailable
-from coordinator.background import Background
 from coordinator.batches import Batch, Gathering, Waiting
 from coordinator.doorbell import set_within, settled
 from coordinator.journalwatch import HeardEntities, HeardRequests, JournalWatch

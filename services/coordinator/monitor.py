@@ -17,9 +17,9 @@ from collections.abc import Sequence
 from types import TracebackType
 
 from chassis import logs
+from chassis.background import Background
 from chassis.clock import Clock
 from chassis.errors import WaybillError
-from coordinator.background import Background
 from coordinator.doorbell import Doorbell
 from coordinator.hosts import Hosts
 from coordinator.hostwatch import HostWatch

@@ -25,9 +25,9 @@ from types import TracebackType
 from typing import Final
 
 from chassis import logs
+from chassis.background import Background
 from chassis.clock import Clock
 from chassis.errors import WaybillError, failed_precondition
-from coordinator.background import Background
 from coordinator.doorbell import Doorbell
 from coordinator.journal import Journal
 from coordinator.leases import LeaseBook

@@ -13,10 +13,10 @@ from opentelemetry import baggage, trace
 from waybill_bench import BenchWork
 
 from chassis import tracing
+from chassis.background import Background
 from chassis.clock import ManualClock, SequentialIds
 from chassis.errors import WaybillError, unavailable
 from coordinator import wire
-from coordinator.background import Background
 from coordinator.chronicle import Chronicle
 from coordinator.commands.base import Command, Registry
 from coordinator.engine import Engine

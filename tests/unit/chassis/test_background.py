@@ -6,8 +6,8 @@ import asyncio
 from contextvars import ContextVar, copy_context
 
 from chassis import context
+from chassis.background import Background
 from chassis.context import CallContext
-from coordinator.background import Background
 
 process: ContextVar[str] = ContextVar("process")
 
