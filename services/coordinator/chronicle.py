@@ -72,6 +72,7 @@ class Chronicle:
         above = parse_traceparent(root.traceparent) if tracing.enabled else None
         # The root command's place in its trace; None if nobody traces it.
         self._context = None if above is None else above._replace(span_id=root.span_id)
+        self._ids = _ids_of(tree.job)
         self._begun: dict[str, float] = {}  # when each command that has not ended was stored, by its id
         self._phases: dict[str, float] = {}  # when each began
         self._written: _Written | None = None
@@ -236,16 +237,16 @@ class Chronicle:
     # --- the log -----------------------------------------------------------------------------------------------------
 
     def _log(self, written: _Written) -> None:
-        job = self._tree.job
+        job, ids = self._tree.job, self._ids
         if written.begins:
-            log.info("job started", **_ids_of(job), command_type=job.command_type, user=job.owner)
+            log.info("job started", **ids, command_type=job.command_type, user=job.owner)
         for leaf in written.ordered:
-            log.info("task ordered", **{**_ids_of(job), **_ids_of_task(leaf)})
+            log.info("task ordered", **ids | _ids_of_task(leaf))
         for leaf in written.done:
-            log.info("task over", **{**_ids_of(job), **_ids_of_task(leaf)}, result=leaf.result or leaf.state)
+            log.info("task over", **ids | _ids_of_task(leaf), result=leaf.result or leaf.state)
         if written.ended is not None:
             reason = job.error.reason if job.error is not None else ""
-            log.info("job ended", **_ids_of(job), status=written.ended.value, reason=reason)
+            log.info("job ended", **ids, status=written.ended.value, reason=reason)
 
 
 def _ids_of(job: Job) -> dict[str, str]:

@@ -31,10 +31,11 @@ class Status(StrEnum):
     UNKNOWN = "UNKNOWN"
     SKIPPED = "SKIPPED"
 
-    @property
-    def ended(self) -> bool:
-        """True in the statuses that never change again."""
-        return self not in (Status.PENDING, Status.STARTED)
+    ended: bool
+    """True in the statuses that never change again."""
+
+    def __init__(self, value: str) -> None:
+        self.ended = value not in ("PENDING", "STARTED")
 
 
 class CommandStatus(StrEnum):
@@ -49,10 +50,11 @@ class CommandStatus(StrEnum):
     ENDED_WITH_FAILURE = "ENDED_WITH_FAILURE"
     UNKNOWN = "UNKNOWN"
 
-    @property
-    def ended(self) -> bool:
-        """True once nothing more will happen to the command."""
-        return self in (CommandStatus.ENDED_SUCCESSFULLY, CommandStatus.ENDED_WITH_FAILURE, CommandStatus.UNKNOWN)
+    ended: bool
+    """True once nothing more will happen to the command."""
+
+    def __init__(self, value: str) -> None:
+        self.ended = value in ("ENDED_SUCCESSFULLY", "ENDED_WITH_FAILURE", "UNKNOWN")
 
 
 class LeafKind(StrEnum):
