@@ -23,8 +23,8 @@ import os
 import re
 import sys
 import threading
-from collections.abc import Callable, Iterator, Mapping, MutableMapping
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Mapping, MutableMapping
+from contextlib import suppress
 from contextvars import Context, ContextVar, copy_context
 from datetime import UTC, datetime
 from types import MappingProxyType
@@ -58,14 +58,19 @@ def get_logger(name: str) -> FilteringBoundLogger:
     return cast(FilteringBoundLogger, structlog.get_logger(module=name))
 
 
-@contextmanager
-def bound(**ids: str) -> Iterator[None]:
+class bound:  # noqa: N801 - used as a word: `with bound(job_id=…):`
     """Adds ids to every line written inside, also by tasks started there."""
-    former = _bound.set({**_bound.get(), **ids})
-    try:
-        yield
-    finally:
-        _bound.reset(former)
+
+    __slots__ = ("_ids", "_token")
+
+    def __init__(self, **ids: str) -> None:
+        self._ids = ids
+
+    def __enter__(self) -> None:
+        self._token = _bound.set({**_bound.get(), **self._ids})
+
+    def __exit__(self, *_: object) -> None:
+        _bound.reset(self._token)
 
 
 def configure(service: str, *, level: str = "INFO", stream: TextIO | None = None, clock: Clock | None = None) -> None:

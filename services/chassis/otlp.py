@@ -71,7 +71,12 @@ def span(
 def attribute(number: int, key: str, value: Value) -> bytes:
     """Returns a KeyValue as a field of that number."""
     if isinstance(value, str):
-        held = _text(1, value)
+        text, named = value.encode(errors="replace"), _key(key)
+        size = len(text)
+        if size + len(named) < 124:  # then each length is one byte, as it is in nearly all
+            whole = _TAGS[number] + _SMALL[size + len(named) + 4] + named
+            return whole + b"\x12" + _SMALL[size + 2] + b"\x0a" + _SMALL[size] + text
+        held = _message(1, text)
     elif isinstance(value, bool):
         held = b"\x10\x01" if value else b"\x10\x00"
     elif isinstance(value, int):

@@ -14,14 +14,15 @@ from __future__ import annotations
 import asyncio
 from collections import deque
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, Final
 
 import grpc
 
 from chassis import logs
 from chassis.errors import WaybillError, unavailable
-from chassis.tracing import parse_traceparent, under
+from chassis.spans import parse_traceparent
+from chassis.tracing import under
 from coordinator import events as ev
 from coordinator import wire
 from coordinator.chronicle import Chronicle
@@ -373,14 +374,13 @@ class Actor:
     @contextmanager
     def _working_on(self, row: CommandRow) -> Iterator[None]:
         """A command's code runs: its ids are on what it logs, and its span is the current one for what it traces."""
-        job = self.tree.job
-        with ExitStack() as around:
-            around.enter_context(
-                logs.bound(correlation_id=job.correlation_id, job_id=job.job_id, command_id=row.command_id)
-            )
-            if (span := parse_traceparent(row.own_traceparent)) is not None:
-                around.enter_context(under(span, job.correlation_id))
-            yield
+        correlation_id, span = self.tree.job.correlation_id, parse_traceparent(row.own_traceparent)
+        with logs.bound(correlation_id=correlation_id, job_id=self.tree.job.job_id, command_id=row.command_id):
+            if span is None:
+                yield
+            else:
+                with under(span, correlation_id):
+                    yield
 
 
 def _for_callers(why: WaybillError) -> WaybillError:

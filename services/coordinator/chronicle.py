@@ -27,7 +27,8 @@ from hashlib import sha1
 from typing import Final
 
 from chassis import logs
-from chassis.tracing import Event, FinishedSpan, Tracing, Value, parse_traceparent
+from chassis.spans import Event, FinishedSpan, Value, parse_traceparent
+from chassis.tracing import Tracing
 from coordinator import failures, wire
 from coordinator.flow import FlowTree
 from coordinator.metrics import FlowTallies

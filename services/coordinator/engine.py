@@ -31,7 +31,8 @@ from chassis import logs
 from chassis.background import Background
 from chassis.clock import Clock, Ids
 from chassis.errors import WaybillError, internal, unavailable
-from chassis.tracing import Tracing, format_traceparent, no_tracing, parent_of_work
+from chassis.spans import format_traceparent
+from chassis.tracing import Tracing, no_tracing, parent_of_work
 from coordinator import events as ev
 from coordinator import wire
 from coordinator.actor import Actor

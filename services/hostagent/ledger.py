@@ -32,9 +32,7 @@ from google.rpc import status_pb2
 from chassis import errors
 from chassis.clock import Clock, Ids, SystemClock
 from chassis.errors import WaybillError
-from chassis.tracing import FinishedSpan
 from hostagent.metrics import LedgerTallies
-from hostagent.spans import span_from_text, span_to_text
 from hostagent.sqlite_writer import SqliteWriter, Step, T
 from hostagent.task import Ending, Json, TaskResult, TaskSpec
 
@@ -80,7 +78,7 @@ _SCHEMA: Final = (
         PRIMARY KEY (number, position)
     ) WITHOUT ROWID""",
     """CREATE TABLE IF NOT EXISTS span (
-        number INTEGER PRIMARY KEY, content TEXT NOT NULL
+        number INTEGER PRIMARY KEY, content BLOB NOT NULL
     )""",
     # Rows in the order of their arrival, so that the oldest are found without an index on time.
     """CREATE TABLE IF NOT EXISTS cleared (
@@ -247,9 +245,9 @@ class Ledger:
         row.recovery_actions.pop()
 
     async def finish(
-        self, row: LedgerRow, ending: Ending, *, progress: int, end_time: float, span: FinishedSpan | None = None
+        self, row: LedgerRow, ending: Ending, *, progress: int, end_time: float, span: bytes | None = None
     ) -> None:
-        """Writes down how it ended, and the span that tells of it."""
+        """Writes down how it ended, and the span that tells of it, in OTLP's form."""
         values = (
             ending.result.value,
             _error_to_bytes(ending.error),
@@ -259,7 +257,7 @@ class Ledger:
             end_time,
             row.number,
         )
-        kept = None if span is None else (row.number, span_to_text(span))
+        kept = None if span is None else (row.number, span)
 
         def step(connection: sqlite3.Connection) -> None:
             connection.execute(_FINISH_TASK, values)
@@ -285,10 +283,9 @@ class Ledger:
         number = row.number
         await self._write(lambda connection: connection.execute("DELETE FROM task WHERE number = ?", (number,)))
 
-    async def spans(self) -> list[tuple[int, FinishedSpan]]:
+    async def spans(self) -> list[tuple[int, bytes]]:
         """Returns the spans that are not forgotten, each with the number of its task, in the order of arrival."""
-        found = await self._write(lambda connection: connection.execute(_READ_SPANS).fetchall())
-        return [(number, span_from_text(content)) for number, content in found]
+        return await self._write(lambda connection: connection.execute(_READ_SPANS).fetchall())
 
     def forget_span(self, number: int) -> None:
         """Forgets the span of a task, with the next transaction. If that fails it is found again, and nothing else."""

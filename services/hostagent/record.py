@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 
-from chassis.tracing import Event, parse_traceparent
+from chassis.spans import Event, parse_traceparent
 from hostagent.drivers.driver import Recovery, Verb
 from hostagent.ledger import LedgerRow
 from hostagent.task import Task, TaskSpec, TaskState

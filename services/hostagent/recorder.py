@@ -13,7 +13,7 @@ from __future__ import annotations
 from functools import partial
 
 from chassis.clock import Clock
-from chassis.tracing import FinishedSpan, Tracing
+from chassis.tracing import Tracing
 from hostagent import spans
 from hostagent.ledger import Ledger
 from hostagent.record import Record
@@ -41,12 +41,15 @@ class Recorder:
             if event is not None:
                 record.events.append(event)
 
-    def span_of(self, record: Record, ending: Ending, end_time: float) -> FinishedSpan | None:
-        """Returns the span of a task that ends now; None if it has none, or had its end before it was taken back."""
+    def span_of(self, record: Record, ending: Ending, end_time: float) -> bytes | None:
+        """Returns the span of a task that ends now, for the ledger and for `record`.
+
+        None if it has none, or had its end before it was taken back.
+        """
         row = record.row
         if not self._tracing.enabled or row.ending is not None:
             return None
-        return spans.task_span(
+        span = spans.task_span(
             row.spec,
             ending,
             is_call=row.is_call,
@@ -56,7 +59,8 @@ class Recorder:
             stop_asked=row.stop_asked,
             events=record.events,
         )
+        return None if span is None else span.encoded()
 
-    def record(self, number: int, span: FinishedSpan) -> None:
+    def record(self, number: int, span: bytes) -> None:
         """Hands a span over that the ledger has under this number."""
-        self._tracing.record(span, partial(self._ledger.forget_span, number))
+        self._tracing.record_kept(span, partial(self._ledger.forget_span, number))

@@ -10,13 +10,12 @@ delivers the same. Work that an earlier process did is in its time, but the even
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Sequence
 from typing import Final
 
 from chassis.errors import WaybillError
-from chassis.tracing import Context, Event, FinishedSpan, Value, parse_traceparent
+from chassis.spans import Event, FinishedSpan, Value, parse_traceparent
 from hostagent.task import Ending, TaskResult, TaskSpec, TaskState
 
 _PROGRESS: Final = "progress"
@@ -83,26 +82,3 @@ def event_of(noted: Sequence[Event], state: TaskState, progress: int, now: float
 
 def _quarter(event: Event) -> int:
     return int(event.attributes[_REACHED]) // _QUARTER
-
-
-def span_to_text(span: FinishedSpan) -> str:
-    """Returns a span as the ledger keeps it."""
-    events = [(event.name, event.time, event.attributes) for event in span.events]
-    return json.dumps(
-        (span.name, span.context, span.parent_span_id, span.start, span.end, span.attributes, events, span.error)
-    )
-
-
-def span_from_text(text: str) -> FinishedSpan:
-    """Returns the span that was kept."""
-    name, context, parent, start, end, attributes, events, error = json.loads(text)
-    return FinishedSpan(
-        name=name,
-        context=Context(*context),
-        parent_span_id=parent,
-        start=start,
-        end=end,
-        attributes=attributes,
-        events=tuple(Event(*event) for event in events),
-        error=error,
-    )

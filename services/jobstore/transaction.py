@@ -13,7 +13,7 @@ from google.protobuf.timestamp_pb2 import Timestamp
 
 from chassis import logs
 from chassis.errors import WaybillError
-from chassis.tracing import parse_traceparent
+from chassis.spans import parse_traceparent
 from jobstore import rows, statements
 from jobstore.declarations import Declarations
 from jobstore.guards import Apply, Existing, Guards, Holder, Refuse, Repeated, Root, Verdict, judge, lease_lost

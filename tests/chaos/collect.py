@@ -10,8 +10,8 @@ from typing import Any
 
 import asyncpg
 from tests.chaos.ids import Entry, Line
+from tests.otlp_sink import span_of
 
-from hostagent.spans import span_from_text
 from waybill_cli.stack import Stack
 
 LEDGER = ("task", "span", "cleared", "flow_epoch")  # the tables of a host's ledger that are about work
@@ -59,10 +59,10 @@ def _ledger(data_dir: Path, host_id: str) -> list[Entry]:
     ]
 
 
-def _facts_of_span(text: str) -> dict[str, Any]:
-    span = span_from_text(text)
+def _facts_of_span(content: bytes) -> dict[str, Any]:
+    span = span_of(content)
     facts = {name.replace(".", "_"): value for name, value in span.attributes.items()}
-    return {"correlation_id": "", **facts, "span_id": span.context.span_id, "trace_id": span.context.trace_id}
+    return {"correlation_id": "", **facts, "span_id": span.span_id, "trace_id": span.trace_id}
 
 
 def log_lines(stack: Stack) -> list[Line]:

@@ -21,7 +21,8 @@ import pytest
 import pytest_asyncio
 from tests.e2e.datacentre import DataCentre, data_centre
 
-from chassis.tracing import Context, Event, FinishedSpan, open_tracing
+from chassis.spans import Context, Event, FinishedSpan
+from chassis.tracing import open_tracing
 from waybill_cli import jaegerd, stack
 from waybill_cli.jaeger import Jaeger, NoSpans, Span
 from waybill_cli.process import StartFailed

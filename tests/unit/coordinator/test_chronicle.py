@@ -6,7 +6,8 @@ import random
 from collections.abc import Callable
 
 from chassis.clock import ManualClock
-from chassis.tracing import FinishedSpan, Tracing
+from chassis.spans import FinishedSpan
+from chassis.tracing import Tracing
 from coordinator import events as ev
 from coordinator.chronicle import Chronicle, Deliveries
 from coordinator.flow import FlowTree

@@ -18,10 +18,12 @@ from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, field
 from typing import Any, Final
 
+from tests.otlp_sink import SinkSpan, span_of
+
 from chassis import errors
 from chassis.clock import ManualClock, SequentialIds
 from chassis.errors import WaybillError
-from chassis.tracing import FinishedSpan, Tracing
+from chassis.tracing import Tracing
 from hostagent.drivers.arguments import ArgumentSchema, ObjectId
 from hostagent.drivers.driver import Finding, ObjectView, Probed, Recovery, Verb, Work
 from hostagent.ledger import FlowOwner, Ledger, LedgerRow
@@ -152,7 +154,7 @@ class HeldLedger(Ledger):
         return await super().accept(rows, now)
 
     async def finish(
-        self, row: LedgerRow, ending: Ending, *, progress: int, end_time: float, span: FinishedSpan | None = None
+        self, row: LedgerRow, ending: Ending, *, progress: int, end_time: float, span: bytes | None = None
     ) -> None:
         await self._room()
         await super().finish(row, ending, progress=progress, end_time=end_time, span=span)
@@ -169,7 +171,7 @@ class ScriptedTracing(Tracing):
     def __init__(self) -> None:
         super().__init__(None, ManualClock(), random.Random(1))
         self.has_collector = False
-        self.spans: list[FinishedSpan] = []
+        self.spans: list[SinkSpan] = []
         """All that were recorded."""
         self._exported: list[Callable[[], None]] = []
 
@@ -177,12 +179,12 @@ class ScriptedTracing(Tracing):
     def enabled(self) -> bool:
         return self.has_collector
 
-    def record(self, span: FinishedSpan, exported: Callable[[], None] | None = None) -> None:
+    def record_kept(self, span: bytes, exported: Callable[[], None]) -> None:
         if self.has_collector:
-            self.spans.append(span)
-            self._exported += [exported] if exported is not None else []
+            self.spans.append(span_of(span))
+            self._exported.append(exported)
         else:
-            super().record(span, exported)
+            super().record_kept(span, exported)
 
     def deliver(self) -> None:
         """Brings everything to the collector."""

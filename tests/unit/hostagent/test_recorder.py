@@ -5,10 +5,10 @@ from __future__ import annotations
 import asyncio
 from typing import Any
 
+from tests.otlp_sink import SinkSpan, span_of
 from tests.unit.hostagent.scripted_host import OWNER, Agent, a_spec, an_agent
 
 from chassis.errors import WaybillError, failed_precondition
-from chassis.tracing import FinishedSpan
 from hostagent.task import TaskResult
 
 TRACED: dict[str, Any] = {
@@ -17,9 +17,9 @@ TRACED: dict[str, Any] = {
 }
 
 
-async def kept(agent: Agent) -> list[FinishedSpan]:
+async def kept(agent: Agent) -> list[SinkSpan]:
     await agent.settle()
-    return [span for _, span in await agent.ledger.spans()]
+    return [span_of(span) for _, span in await agent.ledger.spans()]
 
 
 async def test_a_span_is_kept_until_it_is_delivered() -> None:
@@ -100,7 +100,7 @@ async def test_a_stopped_task_tells_when_and_is_no_error() -> None:
         await agent.runner.stop("t1", OWNER)
         await agent.end_of("t1")
         (span,) = agent.tracing.spans
-        assert ([event.name for event in span.events], span.error) == (["RUNNING", "ABORTING"], "")
+        assert ([event.name for event in span.events], span.message) == (["RUNNING", "ABORTING"], "")
 
 
 async def test_a_span_is_not_recorded_before_the_end_is_in_the_ledger() -> None:
@@ -116,7 +116,7 @@ async def test_a_span_is_not_recorded_before_the_end_is_in_the_ledger() -> None:
         ending = await agent.end_of("t1")
         assert isinstance(ending.error, WaybillError)
         (span,) = agent.tracing.spans
-        assert span.error == "OBJECT_STATE: no"
+        assert span.message == "OBJECT_STATE: no"
 
 
 async def test_a_call_has_a_span_too() -> None:

@@ -7,8 +7,8 @@ from typing import Any
 import pytest
 
 from chassis.errors import failed_precondition
-from chassis.tracing import Context, Event, FinishedSpan
-from hostagent.spans import event_of, span_from_text, span_to_text, task_span
+from chassis.spans import Context, Event, FinishedSpan
+from hostagent.spans import event_of, task_span
 from hostagent.task import Ending, TaskResult, TaskSpec, TaskState
 
 TRACE, PARENT, OWN = "4bf92f3577b34da6a3ce929d0e0e4736", "00f067aa0ba902b7", "53995c3f42cd8ad8"
@@ -118,14 +118,3 @@ def test_what_was_taken_up_again_goes_on_from_where_it_was() -> None:
     assert [event.attributes["task.progress"] for event in events_of((STATES.RUNNING, 60), (STATES.RUNNING, 70))] == [
         60
     ]
-
-
-def test_a_span_comes_out_of_the_ledger_as_it_went_in() -> None:
-    spec = TaskSpec("t1", "copyImage", {}, correlation_id="c1", traceparent=TRACEPARENT, span_id=OWN)
-    ending = Ending(TaskResult.CLEAN_FAILURE, failed_precondition("OBJECT_STATE", "nö\0"))
-    events = (Event("RUNNING", 100.1, {"task.progress": 0}), Event("progress", 100.2, {"task.progress": 30}))
-    span = task_span(
-        spec, ending, is_call=False, host_id="h", start=0.1 + 0.2, end=1.1, stop_asked=False, events=events
-    )
-    assert span is not None
-    assert span_from_text(span_to_text(span)) == span

@@ -1,0 +1,99 @@
+"""Spans: what one did, from when to when, and where it belongs. Pure.
+
+A span that is over is a plain value. It is put into OTLP's wire form when it leaves, many at once (`delivery.py`).
+"""
+
+from __future__ import annotations
+
+import functools
+import re
+from collections.abc import Mapping, Sequence
+from types import MappingProxyType
+from typing import Final, Literal, NamedTuple
+
+from chassis import otlp
+
+Value = otlp.Value
+Kind = Literal["INTERNAL", "SERVER", "CLIENT", "CONSUMER"]
+
+_TRACEPARENT: Final = re.compile(r"([0-9a-f]{2})-([0-9a-f]{32})-([0-9a-f]{16})-([0-9a-f]{2})(-.*)?", re.ASCII)
+_LONGEST_TRACEPARENT: Final = 256
+_NOTHING: Final[Mapping[str, Value]] = MappingProxyType({})
+
+
+class Context(NamedTuple):
+    """Where in which trace a span is."""
+
+    trace_id: str
+    """32 hex digits."""
+    span_id: str
+    """16 hex digits."""
+    sampled: bool = True
+    """False: the trace's root decided that nobody records it."""
+
+
+def parse_traceparent(text: str) -> Context | None:
+    """Returns what a `traceparent` names, None if it is none (W3C Trace Context, level 1)."""
+    return None if len(text) > _LONGEST_TRACEPARENT else _parsed(text)
+
+
+@functools.lru_cache(maxsize=1024)  # a flow's is read at each of its stages
+def _parsed(text: str) -> Context | None:
+    found = _TRACEPARENT.fullmatch(text)
+    if not found:
+        return None
+    number, trace_id, span_id, flags, more = found.groups()
+    if number == "ff" or (number == "00" and more) or not trace_id.strip("0") or not span_id.strip("0"):
+        return None
+    return Context(trace_id, span_id, bool(int(flags, 16) & 1))
+
+
+def format_traceparent(context: Context) -> str:
+    """Returns the `traceparent` of a span."""
+    return f"00-{context.trace_id}-{context.span_id}-{context.sampled:02x}"
+
+
+class Event(NamedTuple):
+    """Something that happened in a span; time in Unix seconds."""
+
+    name: str
+    time: float
+    attributes: Mapping[str, Value] = _NOTHING
+
+
+class FinishedSpan(NamedTuple):
+    """A span that is over; times in Unix seconds. Its attributes do not change any more."""
+
+    name: str
+    """Of low cardinality: `RemoveVm`, `task deleteImage`."""
+    context: Context
+    parent_span_id: str
+    """Empty: it is the root."""
+    start: float
+    end: float
+    attributes: Mapping[str, Value] = _NOTHING
+    events: Sequence[Event] = ()
+    error: str = ""
+    """What went wrong; empty: nothing did, or nobody can say."""
+    links: Sequence[Context] = ()
+    kind: Kind = "INTERNAL"
+
+    def encoded(self) -> bytes:
+        """Returns it as OTLP's Span."""
+        return otlp.span(
+            name=self.name,
+            trace_id=self.context.trace_id,
+            span_id=self.context.span_id,
+            parent_span_id=self.parent_span_id,
+            kind=otlp.KINDS[self.kind],
+            start=_nanos(self.start),
+            end=_nanos(self.end),
+            attributes=self.attributes,
+            events=[(event.name, _nanos(event.time), event.attributes) for event in self.events],
+            links=[(link.trace_id, link.span_id) for link in self.links],
+            error=self.error,
+        )
+
+
+def _nanos(seconds: float) -> int:
+    return round(seconds * 1e6) * 1000  # stored times are exact to the microsecond, floats not much further
