@@ -273,13 +273,13 @@ async def _ends_well(main: Coroutine[Any, Any, None]) -> bool:
 
 
 def _search_garbage_seldom() -> None:
-    """Has Python search for cycles of garbage after 10,000 new objects, not 700, and never among the imported ones.
+    """Has Python search for cycles of garbage after 50,000 new objects, not 700, and never among the imported ones.
 
     What a service works on is hundreds of objects a request, which live for some milliseconds and are in no cycle: with
     the defaults a busy service spends a tenth of its time searching them.
     """
     gc.freeze()
-    gc.set_threshold(10_000, 20, 20)
+    gc.set_threshold(50_000, 20, 20)
 
 
 def _loop_factory() -> Callable[[], asyncio.AbstractEventLoop] | None:

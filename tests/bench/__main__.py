@@ -3,7 +3,9 @@
 Method. Everything runs here, in processes of its own: the services as they ship, Postgres as it ships (durable, fsync
 on), a client that submits and a client that watches. W1 is a command of a plug-in (`tests/plugin`) with one task that
 takes no time, so all that is measured is ours. A throughput run keeps `--in-flight` jobs under way, from submission
-until the watcher has seen them FINISHED, after a run that warms up. Then, on the same server, the rows that such a job
+until the watcher has seen them FINISHED, after a run that warms up. With and without tracing are two stacks that run
+in turns, a lap each: what tracing costs is the median of the laps' differences, for the machine is never the same for
+long. Then, on the same server, the rows that such a job
 leaves are written by nothing but Postgres: what no system that stores them can exceed.
 
 How to read it. Machines are noisy and others use them, so absolute times mean nothing: compare ratios of one run. The
@@ -34,6 +36,7 @@ import runs
 import sampling
 from chassis import logs
 from child import Child, ChildFailed
+from figures import cost_of_tracing, whole
 from limit import raw_limit
 from options import Options, parse
 from stage import FOLDER, Stage, staged
@@ -57,11 +60,14 @@ async def measure(options: Options, files: Path) -> report.Figures:
             figures.latency = await runs.latency(stage, "latency", jobs=_LATENCY_JOBS)
         if {"single", "multiple"} & set(options.only):
             await runs.warm_up(stage, jobs=min(_WARM_UP_JOBS, options.jobs), in_flight=options.in_flight)
-        if "single" in options.only:
-            async with _perhaps_sampled(stage, options, files) as figures.profile:
-                figures.throughputs["single"] = await runs.throughput(
-                    stage, "single", jobs=options.jobs, in_flight=options.in_flight
-                )
+        if {"single", "untraced"} & set(options.only):
+            async with _stages_of_single(stage, options) as stages:
+                async with _perhaps_sampled(stage, options, files) as figures.profile:
+                    laps = await runs.in_turns(stages, jobs=options.jobs, in_flight=options.in_flight)
+                if "untraced" in stages:
+                    await check(stages["untraced"])
+            figures.throughputs.update({name: whole(runs_of_it) for name, runs_of_it in laps.items()})
+            figures.tracing = cost_of_tracing(laps)
         if "multiple" in options.only:
             figures.throughputs["multiple"] = await runs.throughput(
                 stage,
@@ -73,14 +79,19 @@ async def measure(options: Options, files: Path) -> report.Figures:
         await check(stage)
         if "raw" in options.only:
             figures.limit = await raw_limit(stage.postgres.url, stage.accountant(), jobs=2 * options.jobs)
-    if "untraced" in options.only:
-        async with staged(collector="") as stage:
-            await runs.warm_up(stage, jobs=min(_WARM_UP_JOBS, options.jobs), in_flight=options.in_flight)
-            figures.throughputs["untraced"] = await runs.throughput(
-                stage, "untraced", jobs=options.jobs, in_flight=options.in_flight
-            )
-            await check(stage)
     return figures
+
+
+@asynccontextmanager
+async def _stages_of_single(stage: Stage, options: Options) -> AsyncIterator[dict[str, Stage]]:
+    """The stages on which W1 runs, one RPC a job: with tracing, and without on one of its own, as asked for."""
+    stages = {"single": stage} if "single" in options.only else {}
+    if "untraced" not in options.only:
+        yield stages
+        return
+    async with staged(collector="") as untraced:
+        await runs.warm_up(untraced, jobs=min(_WARM_UP_JOBS, options.jobs), in_flight=options.in_flight)
+        yield {**stages, "untraced": untraced}
 
 
 @asynccontextmanager

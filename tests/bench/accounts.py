@@ -29,6 +29,12 @@ class Account:
         parties = {party: seconds - earlier.parties[party] for party, seconds in self.parties.items()}
         return Account(parties, self.machine - earlier.machine)
 
+    @classmethod
+    def total(cls, accounts: Sequence[Account]) -> Account:
+        """What was used in all of them."""
+        parties = {party: sum(each.parties[party] for each in accounts) for party in accounts[0].parties}
+        return cls(parties, sum(each.machine for each in accounts))
+
     @property
     def ours(self) -> float:
         """What all parties used."""

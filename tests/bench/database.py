@@ -8,7 +8,7 @@ pg_stat_database.xact_commit lags by seconds and counts reads too. Commits are c
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from typing import Final, TypeAlias
@@ -38,6 +38,11 @@ class Counts:
     def since(self, earlier: Counts) -> Counts:
         """What was added in between."""
         return Counts(*(now - then for now, then in zip(self._all(), earlier._all(), strict=True)))
+
+    @classmethod
+    def total(cls, counts: Sequence[Counts]) -> Counts:
+        """What was added in all of them."""
+        return cls(*(sum(column) for column in zip(*(each._all() for each in counts), strict=True)))
 
     @property
     def commits_a_revision(self) -> float:

@@ -59,6 +59,26 @@ class Throughput:
         return max(0.0, self.used.machine - self.used.ours) / (self.cores * self.seconds)
 
 
+def whole(laps: Sequence[Throughput]) -> Throughput:
+    """All laps as one run."""
+    first = laps[0]
+    return Throughput(
+        jobs=sum(lap.jobs for lap in laps),
+        in_flight=first.in_flight,
+        seconds=sum(lap.seconds for lap in laps),
+        used=Account.total([lap.used for lap in laps]),
+        counts=Counts.total([lap.counts for lap in laps]),
+        cores=first.cores,
+        bare_call=median(lap.bare_call for lap in laps),
+    )
+
+
+def cost_of_tracing(laps: Mapping[str, Sequence[Throughput]]) -> list[float]:
+    """What each lap of `single` costs more than the one of `untraced` beside it, in CPU seconds a job."""
+    pairs = zip(laps.get("single", ()), laps.get("untraced", ()), strict=False)
+    return [traced.cpu_of_a_job - untraced.cpu_of_a_job for traced, untraced in pairs]
+
+
 @dataclass(frozen=True)
 class Latency:
     """Jobs one at a time, in seconds: until the durable answer, and until a watcher saw the end."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 
 import psutil
@@ -18,6 +18,7 @@ from stage import Stage
 from validity import Invalid
 
 _READY_SECONDS = 60.0
+_LAP_JOBS = 1000
 _SLOWEST = 20.0
 """Jobs a second below which a run is given up."""
 
@@ -33,6 +34,18 @@ async def throughput(stage: Stage, name: str, *, jobs: int, in_flight: int, toge
     seconds, used, counts = await _work(stage, name, jobs, in_flight, together)
     after = await yardstick.bare_call()
     return Throughput(jobs, in_flight, seconds, used, counts, psutil.cpu_count() or 1, (before + after) / 2)
+
+
+async def in_turns(stages: Mapping[str, Stage], *, jobs: int, in_flight: int) -> dict[str, list[Throughput]]:
+    """Runs as many jobs on each stage, in laps: one after the other, each first as often as last. Raises as above."""
+    laps: dict[str, list[Throughput]] = {name: [] for name in stages}
+    number = max(1, round(jobs / _LAP_JOBS)) if len(stages) > 1 else 1
+    for lap in range(number):
+        names = list(stages)
+        for name in names if lap % 2 == 0 else reversed(names):
+            run = f"{name}-{lap}" if number > 1 else name
+            laps[name].append(await throughput(stages[name], run, jobs=jobs // number, in_flight=in_flight))
+    return laps
 
 
 async def _work(stage: Stage, name: str, jobs: int, in_flight: int, together: int) -> tuple[float, Account, Counts]:
