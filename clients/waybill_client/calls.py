@@ -66,9 +66,9 @@ class Caller:
         The service config repeats a call only until a part of the answer has come, so a connection that breaks just
         then is left to us: every call may be repeated (`client.py` sees to that).
         """
-        with self.spans.around(method, correlation_id) as (trace, answered):
-            answer = await self._call(method, request, self.metadata(correlation_id) + trace, timeout)
-            answered(answer)
+        with self.spans.around(method, correlation_id) as span:
+            answer = await self._call(method, request, self.metadata(correlation_id) + span.metadata, timeout)
+            span.answered(answer)
             return answer
 
     async def _call(
