@@ -133,8 +133,9 @@ class _Method:
         return grpc.unary_unary_rpc_method_handler(self._unary, None, None)
 
     async def _unary(self, data: Any, rpc: _Rpc) -> bytes:
-        request, caller, problem = self._receive(data, rpc)
-        ended = self._observe(rpc, caller) if self._observers else None
+        metadata = rpc.invocation_metadata() or ()
+        request, caller, problem = self._receive(data, metadata)
+        ended = self._observe(rpc, metadata, caller) if self._observers else None
         try:
             if problem is not None:
                 raise problem
@@ -151,8 +152,9 @@ class _Method:
         return answer
 
     async def _stream(self, data: Any, rpc: _Rpc) -> None:
-        request, caller, problem = self._receive(data, rpc)
-        ended = self._observe(rpc, caller) if self._observers else None
+        metadata = rpc.invocation_metadata() or ()
+        request, caller, problem = self._receive(data, metadata)
+        ended = self._observe(rpc, metadata, caller) if self._observers else None
         try:
             await rpc.send_initial_metadata(_echo(caller))
             if problem is not None:
@@ -167,11 +169,11 @@ class _Method:
         if ended is not None:
             ended(None)
 
-    def _receive(self, data: Any, rpc: _Rpc) -> tuple[Any, CallContext, WaybillError | None]:
+    def _receive(self, data: Any, metadata: _Metadata) -> tuple[Any, CallContext, WaybillError | None]:
         """Returns the request, who sent it, and why it is refused, if it is; enters the caller's context."""
         caller, request, problem = _NOBODY, data, None
         try:
-            caller = _caller(rpc.invocation_metadata() or ())
+            caller = _caller(metadata)
             if not self._handler.request_streaming:
                 request = self._parsed(data)
                 caller = self._named_by_request(request, caller)
@@ -201,8 +203,8 @@ class _Method:
         _check_correlation_id(named)
         return CallContext(named, caller.user)
 
-    def _observe(self, rpc: _Rpc, caller: CallContext) -> Ended:
-        call = Call(self._name, rpc.invocation_metadata() or (), caller, rpc)
+    def _observe(self, rpc: _Rpc, metadata: _Metadata, caller: CallContext) -> Ended:
+        call = Call(self._name, metadata, caller, rpc)
         ends = [observer(call) for observer in self._observers]
 
         def ended(error: BaseException | None) -> None:
