@@ -8,6 +8,9 @@ from __future__ import annotations
 import os
 
 from hypothesis import settings
+from tests.rules import pytest_configure
+
+__all__ = ["pytest_configure"]
 
 settings.register_profile("same", derandomize=True, deadline=None, max_examples=15)
 settings.register_profile("search", deadline=None, max_examples=1_000)
