@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from waybill_cli import catalogue, entities, jobs, operations
+from waybill_cli import catalogue, entities, external, jobs, operations
 from waybill_cli.demo import demo
 from waybill_cli.run import run
 from waybill_cli.session import Session
@@ -58,6 +58,7 @@ def program(
 app.command()(run)
 app.command()(trace)
 app.add_typer(jobs.app, name="jobs")
+app.add_typer(external.app, name="external")
 app.add_typer(catalogue.app, name="commands")
 app.command()(operations.hosts)
 app.add_typer(entities.app, name="entities")

@@ -33,6 +33,7 @@ _REMEDIES = {
     "FILTER_INVALID": """like 'status = FAILED AND entity = "VM/vm-1"'""",
     "JOB_NOT_FOUND": "`waybill jobs list` shows the jobs",
     "NOT_CANCELABLE": "`waybill commands describe TYPE` says what cancelling does",
+    "STEPS_OPEN": "end them first, or end the job with --failed REASON or --force",
     "LOCKED": "wait for the job that holds it: `waybill jobs watch {job_id}`",
 }
 

@@ -134,6 +134,78 @@ class WaybillClient:
         answer = await self._runs.call(self._coordinator.ListCommandTypes, coordinator.ListCommandTypesRequest())
         return list(answer.command_types)
 
+    # External jobs: work that another system does, and reports
+
+    async def add_external_job(
+        self,
+        description: str,
+        *,
+        command_type: str = "",
+        subjects: Iterable[Subject] = (),
+        request_id: str | None = None,
+        correlation_id: str = "",
+        auto_cleared: bool = True,
+        heartbeat_seconds: int = 0,
+    ) -> Job:
+        """Reports a job of another system: it is STARTED until `end_external_job`.
+
+        With `heartbeat_seconds` it must be heard of that often (`heartbeat_external_job`, or a report that changes it),
+        else it ends UNKNOWN. A request id is made unless given, so that a repeat cannot make a second job.
+        """
+        request = coordinator.AddExternalJobRequest(
+            description=description,
+            command_type=command_type,
+            subjects=subjects,
+            request_id=str(uuid4()) if request_id is None else request_id,
+            correlation_id=correlation_id,
+            auto_cleared=auto_cleared,
+            heartbeat_seconds=heartbeat_seconds,
+        )
+        return await self._runs.call(self._coordinator.AddExternalJob, request, correlation_id=correlation_id)
+
+    async def add_external_step(
+        self,
+        job_id: str,
+        description: str,
+        *,
+        step_type: str = "",
+        parent_step_id: str = "",
+        external_id: str = "",
+        request_id: str | None = None,
+    ) -> Step:
+        """Adds a step to an external job, below another one if that is named: it is STARTED."""
+        request = coordinator.AddExternalStepRequest(
+            job_id=job_id,
+            parent_step_id=parent_step_id,
+            step_type=step_type,
+            description=description,
+            external_id=external_id,
+            request_id=str(uuid4()) if request_id is None else request_id,
+        )
+        return await self._runs.call(self._coordinator.AddExternalStep, request)
+
+    async def end_external_step(self, step_id: str, *, succeeded: bool = True, reason: str = "") -> Step:
+        """Ends a step of an external job; one that failed fails the job."""
+        request = coordinator.EndExternalStepRequest(step_id=step_id, succeeded=succeeded, reason=reason)
+        return await self._runs.call(self._coordinator.EndExternalStep, request)
+
+    async def end_external_job(
+        self, job_id: str, *, succeeded: bool = True, force: bool = False, reason: str = ""
+    ) -> Job:
+        """Ends an external job. With steps open it can only have failed, unless they are aborted by `force`."""
+        request = coordinator.EndExternalJobRequest(job_id=job_id, succeeded=succeeded, force=force, reason=reason)
+        return await self._runs.call(self._coordinator.EndExternalJob, request)
+
+    async def clear_external_job(self, job_id: str) -> Job:
+        """Removes an ended external job; returns what it was. NotFound once it is gone."""
+        request = coordinator.ClearExternalJobRequest(job_id=job_id)
+        return await self._runs.call(self._coordinator.ClearExternalJob, request)
+
+    async def heartbeat_external_job(self, job_id: str) -> Job:
+        """Says that an external job is still alive. FailedPrecondition once it has ended, UNKNOWN perhaps."""
+        request = coordinator.HeartbeatExternalJobRequest(job_id=job_id)
+        return await self._runs.call(self._coordinator.HeartbeatExternalJob, request)
+
     # Jobs
 
     async def get_job(self, job_id: str, view: JobView.ValueType = JobView.JOB_VIEW_TREE) -> Job:

@@ -210,6 +210,10 @@ class Journal:
         asked = jobstore_pb2.RequestFlowRequest(request=request, job_id=job_id)
         return (await self._ask(self._stub.RequestFlow, asked)).revision
 
+    async def report_external(self, report: jobstore_pb2.ReportExternalRequest) -> jobstore_pb2.ReportExternalResponse:
+        """Passes on a report about an external job; returns what it is about, as it is then."""
+        return await self._ask(self._stub.ReportExternal, report)
+
     async def uncleared_tasks(self, host_id: str) -> list[str]:
         """Returns tasks of ended flows that a host may still know, at most MOST_LEFTOVERS."""
         request = jobstore_pb2.ListUnclearedTasksRequest(host_id=host_id, limit=MOST_LEFTOVERS)

@@ -19,6 +19,7 @@ from chassis.errors import (
 from coordinator import submissions, wire
 from coordinator.commands.base import CommandType, Registry
 from coordinator.engine import Engine
+from coordinator.externals import Externals
 from waybill.v1 import coordinator_pb2, coordinator_pb2_grpc, jobs_pb2, jobstore_pb2, jobstore_pb2_grpc
 
 log = logs.get_logger(__name__)
@@ -38,6 +39,7 @@ class CoordinatorService(coordinator_pb2_grpc.CoordinatorServicer):
         self._registry = registry
         self._jobs = jobs
         self._ids = ids
+        self._externals = Externals(engine.journal, ids)
 
     async def RunCommand(self, request: coordinator_pb2.RunCommandRequest, _: Context) -> jobs_pb2.Job:
         return await self._run(request)
@@ -119,25 +121,37 @@ class CoordinatorService(coordinator_pb2_grpc.CoordinatorServicer):
     async def StopTasks(self, request: coordinator_pb2.StopTasksRequest, _: Context) -> jobs_pb2.Job:
         raise not_available_yet("StopTasks")
 
+    # External jobs
+
     async def AddExternalJob(self, request: coordinator_pb2.AddExternalJobRequest, _: Context) -> jobs_pb2.Job:
-        raise not_available_yet("AddExternalJob")
+        job = await self._externals.add_job(request, context.current(), tracing.parent_of_work())
+        tracing.describe_call({"job.id": job.job_id})
+        return job
 
     async def AddExternalStep(self, request: coordinator_pb2.AddExternalStepRequest, _: Context) -> jobs_pb2.Step:
-        raise not_available_yet("AddExternalStep")
+        tracing.describe_call({"job.id": request.job_id})
+        return await self._externals.add_step(request, context.current())
 
     async def EndExternalStep(self, request: coordinator_pb2.EndExternalStepRequest, _: Context) -> jobs_pb2.Step:
-        raise not_available_yet("EndExternalStep")
+        step = await self._externals.end_step(request, context.current())
+        tracing.describe_call({"job.id": step.job_id})
+        return step
 
     async def EndExternalJob(self, request: coordinator_pb2.EndExternalJobRequest, _: Context) -> jobs_pb2.Job:
-        raise not_available_yet("EndExternalJob")
+        return _linked_to(await self._externals.end_job(request, context.current()))
 
     async def ClearExternalJob(self, request: coordinator_pb2.ClearExternalJobRequest, _: Context) -> jobs_pb2.Job:
-        raise not_available_yet("ClearExternalJob")
+        return _linked_to(await self._externals.clear_job(request.job_id, context.current()))
 
     async def HeartbeatExternalJob(
         self, request: coordinator_pb2.HeartbeatExternalJobRequest, _: Context
     ) -> jobs_pb2.Job:
-        raise not_available_yet("HeartbeatExternalJob")
+        return _linked_to(await self._externals.heartbeat(request.job_id, context.current()))
+
+
+def _linked_to(job: jobs_pb2.Job) -> jobs_pb2.Job:
+    _link_to(job)
+    return job
 
 
 def _link_to(job: jobs_pb2.Job) -> None:

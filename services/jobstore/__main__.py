@@ -15,8 +15,10 @@ from jobstore.audit import Audit
 from jobstore.census import taking_census
 from jobstore.consistency import Consistency
 from jobstore.entities import Entities
+from jobstore.externaljobs import ExternalJobs, beating_pool
 from jobstore.feed import Feed
 from jobstore.flows import Flows
+from jobstore.heartbeats import Listener
 from jobstore.journal import Journal
 from jobstore.leases import Leases, lease_pool
 from jobstore.metrics import DatabaseTallies, PoolTallies
@@ -47,6 +49,7 @@ async def main(settings: Settings) -> None:
         async with (
             reading_pool(url) as pool,
             lease_pool(url) as leasing,
+            beating_pool(url) as beating,
             Journal(url, clock) as journal,
             Feed(pool, clock, rng) as feed,
             open_tracing(settings.traces_endpoint, "waybill-jobstore") as tracing,
@@ -55,21 +58,24 @@ async def main(settings: Settings) -> None:
             metrics.add(postgres, PoolTallies(pool), journal.metrics, feed.metrics)
             entities = Entities(pool, journal)
             reads = JobStoreService(Queries(pool), Audit(pool), feed, Consistency(pool), entities)
-            writes = JournalService(journal, Leases(leasing, journal, ids), Flows(pool, journal), entities, feed)
-            await serve(
-                settings.listen,
-                [
-                    Mount("waybill.v1.JobStore", reads, jobstore_pb2_grpc.add_JobStoreServicer_to_server),
-                    Mount(
-                        "waybill.v1.Journal",
-                        writes,
-                        jobstore_pb2_grpc.add_JournalServicer_to_server,
-                        max_message_mib=LARGEST_MESSAGE_MIB,
-                    ),
-                ],
-                before_stop=feed.close,
-                observers=[tracing.observer, *metrics.observers],
-            )
+            leases, flows = Leases(leasing, journal, ids), Flows(pool, journal)
+            external_jobs = ExternalJobs(beating, journal, ids)
+            writes = JournalService(journal, leases, flows, entities, feed, external_jobs)
+            async with Listener(pool, external_jobs, clock):
+                await serve(
+                    settings.listen,
+                    [
+                        Mount("waybill.v1.JobStore", reads, jobstore_pb2_grpc.add_JobStoreServicer_to_server),
+                        Mount(
+                            "waybill.v1.Journal",
+                            writes,
+                            jobstore_pb2_grpc.add_JournalServicer_to_server,
+                            max_message_mib=LARGEST_MESSAGE_MIB,
+                        ),
+                    ],
+                    before_stop=feed.close,
+                    observers=[tracing.observer, *metrics.observers],
+                )
 
 
 if __name__ == "__main__":

@@ -105,7 +105,13 @@ _RULES: Final = {
         SELECT job.job_id, format('job is FINISHED, its step %s (%s) is %s', step.step_id, step.step_type, step.status)
         FROM step JOIN job ON job.job_id = step.job_id
         WHERE job.status = 'FINISHED' AND step.status NOT IN ('FINISHED', 'PENDING', 'STARTED')
-              AND step.parent_step_id = '' AND step.step_type IN ('VALIDATION', 'EXECUTION')
+              AND ((step.parent_step_id = '' AND step.step_type IN ('VALIDATION', 'EXECUTION')) OR job.external)
+    """,
+    "ENDED_JOB_LISTENED_TO": """
+        SELECT job.job_id, format('job is %s, and is to be heard of every %s s', job.status,
+                                  external_job.heartbeat_seconds)
+        FROM external_job JOIN job ON job.job_id = external_job.job_id
+        WHERE external_job.heartbeat_seconds IS NOT NULL AND job.status NOT IN ('PENDING', 'STARTED')
     """,
 }
 

@@ -54,7 +54,8 @@ def key_of(entity: jobstore_pb2.EntityRef | jobs_pb2.Entity | jobs_pb2.Subject) 
     return _ENTITY_TYPE[entity.entity_type], entity.entity_id
 
 
-def _subjects(subjects: Iterable[jobs_pb2.Subject]) -> str:
+def subjects_json(subjects: Iterable[jobs_pb2.Subject]) -> str:
+    """Returns the column `subjects` of a job or step."""
     content = [
         {"entity_type": _ENTITY_TYPE[subject.entity_type], "entity_id": subject.entity_id, "name": subject.name}
         for subject in subjects
@@ -107,7 +108,7 @@ def _job(commit: jobstore_pb2.FlowCommit) -> Row:
         job.trace_id,
         job.span_id,
         job.parameters_json or "{}",
-        _subjects(job.subjects),
+        subjects_json(job.subjects),
         str(job.progress),
         _boolean(job.visible),
         _boolean(job.auto_cleared),
@@ -136,7 +137,8 @@ def _job_change(commit: jobstore_pb2.FlowCommit) -> Row:
     )
 
 
-def _step(step: jobstore_pb2.StepRow, job_id: str) -> Row:
+def step_row(step: jobstore_pb2.StepRow, job_id: str) -> Row:
+    """Returns the row of a new step."""
     return (
         job_id,
         step.step_id,
@@ -150,7 +152,7 @@ def _step(step: jobstore_pb2.StepRow, job_id: str) -> Row:
         step.external_id,
         _EXTERNAL_SYSTEM_TYPE[step.external_system_type],
         step.span_id,
-        _subjects(step.subjects),
+        subjects_json(step.subjects),
         _error(step),
         str(step.weight),
     )
@@ -264,7 +266,8 @@ def _snapshot(snapshot: jobstore_pb2.SnapshotRow, flow_command_id: str) -> Row:
     )
 
 
-def _event(event: jobstore_pb2.EventRow, job_id: str) -> Row:
+def event_row(event: jobstore_pb2.EventRow, job_id: str) -> Row:
+    """Returns the row of an event; of no job if the id is empty."""
     return (
         event.event_id,
         event.event_type,
@@ -318,13 +321,13 @@ def rows_of(commit: jobstore_pb2.FlowCommit, coordinator_id: str) -> Rows:
 def _rows_of(commit: jobstore_pb2.FlowCommit, coordinator_id: str) -> Rows:
     job_id = commit.job_id
     rows = Rows(
-        steps=[_step(step, job_id) for step in commit.new_steps],
+        steps=[step_row(step, job_id) for step in commit.new_steps],
         step_changes=[_step_change(step) for step in commit.steps],
         commands=[_command(command, commit, coordinator_id) for command in commit.new_commands],
         command_changes=_command_changes(commit),
         tasks=[_task(task, commit) for task in commit.new_tasks],
         task_changes=[_task_change(task) for task in commit.tasks],
-        events=[_event(event, job_id) for event in commit.events],
+        events=[event_row(event, job_id) for event in commit.events],
     )
     if commit.HasField("new_job"):
         _require_root(commit)
@@ -351,7 +354,7 @@ def lock_rows(commit: jobstore_pb2.FlowCommit, wanted: Iterable[jobstore_pb2.Loc
 def event_rows(events: Iterable[jobstore_pb2.EventRow]) -> list[Row]:
     """Returns the rows of events that belong to no flow; raises as `rows_of` does."""
     with _known_enums():
-        return [_event(event, "") for event in events]
+        return [event_row(event, "") for event in events]
 
 
 def observation_rows(observed: Iterable[jobstore_pb2.ObservedRow]) -> list[Row]:

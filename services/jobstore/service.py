@@ -9,6 +9,7 @@ import grpc
 
 from chassis.errors import invalid_field, reject_control_in
 from jobstore.entities import Entities
+from jobstore.externaljobs import ExternalJobs
 from jobstore.feed import Feed
 from jobstore.flows import Flows
 from jobstore.journal import Journal
@@ -24,12 +25,21 @@ LARGEST_MESSAGE_MIB = 64
 class JournalService(jobstore_pb2_grpc.JournalServicer):
     """waybill.v1.Journal: for coordinators alone."""
 
-    def __init__(self, journal: Journal, leases: Leases, flows: Flows, entities: Entities, feed: Feed) -> None:
+    def __init__(
+        self,
+        journal: Journal,
+        leases: Leases,
+        flows: Flows,
+        entities: Entities,
+        feed: Feed,
+        external_jobs: ExternalJobs,
+    ) -> None:
         self._journal = journal
         self._leases = leases
         self._flows = flows
         self._entities = entities
         self._feed = feed
+        self._external_jobs = external_jobs
 
     async def Commit(self, request: jobstore_pb2.CommitRequest, context: Rpc) -> jobstore_pb2.CommitResponse:
         _require("coordinator_id", request.coordinator_id)
@@ -93,6 +103,11 @@ class JournalService(jobstore_pb2_grpc.JournalServicer):
         reject_control_in(request)
         revision = await self._flows.leave_request(request.request, request.job_id)
         return jobstore_pb2.RequestFlowResponse(revision=revision)
+
+    async def ReportExternal(
+        self, request: jobstore_pb2.ReportExternalRequest, context: Rpc
+    ) -> jobstore_pb2.ReportExternalResponse:
+        return await self._external_jobs.report(request)
 
 
 def _require(field: str, value: str) -> None:

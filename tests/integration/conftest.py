@@ -35,6 +35,7 @@ from jobstore.audit import Audit
 from jobstore.consistency import Consistency
 from jobstore.datafolder import DataFolder
 from jobstore.entities import Entities
+from jobstore.externaljobs import ExternalJobs, beating_pool
 from jobstore.feed import Feed
 from jobstore.flows import Flows
 from jobstore.journal import Journal
@@ -168,12 +169,15 @@ async def running_jobstore(database_url: str) -> AsyncIterator[RunningJobstore]:
     async with (
         reading_pool(database_url) as pool,
         lease_pool(database_url) as leasing,
+        beating_pool(database_url) as beating,
         Journal(database_url, clock) as journal,
         Feed(pool, clock, random.Random(1)) as feed,
     ):
         entities = Entities(pool, journal)
         reads = JobStoreService(Queries(pool), Audit(pool), feed, Consistency(pool), entities)
-        writes = JournalService(journal, Leases(leasing, journal, ids), Flows(pool, journal), entities, feed)
+        leases, flows = Leases(leasing, journal, ids), Flows(pool, journal)
+        external = ExternalJobs(beating, journal, ids)
+        writes = JournalService(journal, leases, flows, entities, feed, external)
         mounts = [
             Mount("waybill.v1.JobStore", reads, jobstore_pb2_grpc.add_JobStoreServicer_to_server),
             Mount(

@@ -22,6 +22,7 @@ from coordinator.recovery import Lease, Recovery
 from jobstore.audit import Audit
 from jobstore.consistency import Consistency
 from jobstore.entities import Entities
+from jobstore.externaljobs import ExternalJobs, beating_pool
 from jobstore.feed import Feed
 from jobstore.flows import Flows
 from jobstore.journal import Journal as StoreJournal
@@ -45,12 +46,15 @@ async def channel(database_url: str) -> AsyncIterator[grpc.aio.Channel]:
     async with (
         reading_pool(database_url) as pool,
         lease_pool(database_url) as leasing,
+        beating_pool(database_url) as beating,
         StoreJournal(database_url, CLOCK) as journal,
         Feed(pool, CLOCK, random.Random(1)) as feed,
     ):
         entities = Entities(pool, journal)
         reads = JobStoreService(Queries(pool), Audit(pool), feed, Consistency(pool), entities)
-        writes = JournalService(journal, Leases(leasing, journal, IDS), Flows(pool, journal), entities, feed)
+        leases, flows = Leases(leasing, journal, IDS), Flows(pool, journal)
+        external = ExternalJobs(beating, journal, IDS)
+        writes = JournalService(journal, leases, flows, entities, feed, external)
         mounts = [
             Mount("waybill.v1.JobStore", reads, jobstore_pb2_grpc.add_JobStoreServicer_to_server),
             Mount("waybill.v1.Journal", writes, jobstore_pb2_grpc.add_JournalServicer_to_server, LARGEST_MESSAGE_MIB),

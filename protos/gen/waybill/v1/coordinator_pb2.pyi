@@ -454,19 +454,22 @@ class AddExternalJobRequest(_message.Message):
     SUBJECTS_FIELD_NUMBER: _builtins.int
     AUTO_CLEARED_FIELD_NUMBER: _builtins.int
     HEARTBEAT_SECONDS_FIELD_NUMBER: _builtins.int
+    COMMAND_TYPE_FIELD_NUMBER: _builtins.int
     description: _builtins.str
-    """What it does; must not be blank."""
+    """What it does; must not be blank, up to 1000 characters."""
     request_id: _builtins.str
-    """Idempotency key."""
+    """Idempotency key, unique per owner (RunCommand's count, too), up to 256 characters; empty: every call makes a job."""
     correlation_id: _builtins.str
     """The action's name; made if absent."""
     auto_cleared: _builtins.bool
-    """False: kept until cleared by hand."""
+    """False: kept until cleared by hand. Absent: true."""
     heartbeat_seconds: _builtins.int
-    """Seconds without a heartbeat after which it ends UNKNOWN; 0: never."""
+    """Seconds without a report after which it ends UNKNOWN, at most 2,592,000 (30 days); 0: never."""
+    command_type: _builtins.str
+    """What kind of work it is, in the reporter's own words, up to 256 characters; empty: `External`."""
     @_builtins.property
     def subjects(self) -> _containers.RepeatedCompositeFieldContainer[_jobs_pb2.Subject]:
-        """What it is about."""
+        """What it is about; at most 100. Names that are empty are taken from the entities as they are now."""
 
     def __init__(
         self,
@@ -477,10 +480,11 @@ class AddExternalJobRequest(_message.Message):
         subjects: _abc.Iterable[_jobs_pb2.Subject] | None = ...,
         auto_cleared: _builtins.bool | None = ...,
         heartbeat_seconds: _builtins.int = ...,
+        command_type: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["_auto_cleared", b"_auto_cleared", "auto_cleared", b"auto_cleared"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_auto_cleared", b"_auto_cleared", "auto_cleared", b"auto_cleared", "correlation_id", b"correlation_id", "description", b"description", "heartbeat_seconds", b"heartbeat_seconds", "request_id", b"request_id", "subjects", b"subjects"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_auto_cleared", b"_auto_cleared", "auto_cleared", b"auto_cleared", "command_type", b"command_type", "correlation_id", b"correlation_id", "description", b"description", "heartbeat_seconds", b"heartbeat_seconds", "request_id", b"request_id", "subjects", b"subjects"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__auto_cleared: _TypeAlias = _typing.Literal["auto_cleared"]  # noqa: Y015
     _WhichOneofArgType__auto_cleared: _TypeAlias = _typing.Literal["_auto_cleared", b"_auto_cleared"]  # noqa: Y015
@@ -499,16 +503,19 @@ class AddExternalStepRequest(_message.Message):
     STEP_TYPE_FIELD_NUMBER: _builtins.int
     DESCRIPTION_FIELD_NUMBER: _builtins.int
     EXTERNAL_ID_FIELD_NUMBER: _builtins.int
+    REQUEST_ID_FIELD_NUMBER: _builtins.int
     job_id: _builtins.str
     """The external job."""
     parent_step_id: _builtins.str
     """The step above; empty: a top one."""
     step_type: _builtins.str
-    """Its type."""
+    """Its type, up to 256 characters; empty: `EXECUTION`."""
     description: _builtins.str
-    """What it does; must not be blank."""
+    """What it does; must not be blank, up to 1000 characters."""
     external_id: _builtins.str
-    """The reporter's id for it."""
+    """The reporter's id for it, up to 256 characters."""
+    request_id: _builtins.str
+    """Idempotency key, unique per job, up to 256 characters; empty: every call makes a step."""
     def __init__(
         self,
         *,
@@ -517,10 +524,11 @@ class AddExternalStepRequest(_message.Message):
         step_type: _builtins.str = ...,
         description: _builtins.str = ...,
         external_id: _builtins.str = ...,
+        request_id: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["description", b"description", "external_id", b"external_id", "job_id", b"job_id", "parent_step_id", b"parent_step_id", "step_type", b"step_type"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["description", b"description", "external_id", b"external_id", "job_id", b"job_id", "parent_step_id", b"parent_step_id", "request_id", b"request_id", "step_type", b"step_type"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -540,7 +548,7 @@ class EndExternalStepRequest(_message.Message):
     succeeded: _builtins.bool
     """False: the step and with it the job failed."""
     reason: _builtins.str
-    """Why it failed."""
+    """Why it failed, up to 1000 characters."""
     def __init__(
         self,
         *,
@@ -569,11 +577,11 @@ class EndExternalJobRequest(_message.Message):
     job_id: _builtins.str
     """The job."""
     succeeded: _builtins.bool
-    """False: it failed."""
+    """False: it failed; its open steps are ABORTED."""
     force: _builtins.bool
-    """True: open steps are aborted."""
+    """True: open steps are aborted, and it may be removed when its time is over."""
     reason: _builtins.str
-    """Why it failed."""
+    """Why it failed, up to 1000 characters."""
     def __init__(
         self,
         *,

@@ -187,42 +187,67 @@ class CoordinatorServicer(object):
         raise NotImplementedError('Method not implemented!')
 
     def AddExternalJob(self, request, context):
-        """Reports a job of another system. Later release: UNIMPLEMENTED.
+        """External jobs: another system does the work and reports it here; no coordinator runs it, and any one takes the
+        report. Two reports at once are one after the other: the later one is answered by what the earlier one has made of
+        the job. A restart of coordinators or jobstores changes nothing about them. All of these answer
+        FAILED_PRECONDITION NOT_EXTERNAL for a job that is not external, JOB_ENDED for one that ended otherwise than the
+        report says, and NOT_FOUND JOB_NOT_FOUND or STEP_NOT_FOUND.
+
+        Reports a job of another system: it is STARTED.
+
+        May be repeated with the same request_id. INVALID_ARGUMENT: the description is blank, or a field malformed.
+        ALREADY_EXISTS REQUEST_ID_REUSED.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def AddExternalStep(self, request, context):
-        """Adds a step to an external job. Later release: UNIMPLEMENTED.
+        """Adds a step to an external job: it is STARTED.
+
+        May be repeated with the same request_id. FAILED_PRECONDITION STEP_ENDED: the step above has ended.
+        RESOURCE_EXHAUSTED LIMIT_EXCEEDED: more than 10,000 steps, or nested deeper than 16.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def EndExternalStep(self, request, context):
-        """Ends a step of an external job. Later release: UNIMPLEMENTED.
+        """Ends a step of an external job. A step that failed fails the job, and closes its other open steps: those above it
+        FAILED, the others ABORTED.
+
+        May be repeated. FAILED_PRECONDITION STEPS_OPEN: steps below it are open; STEP_ENDED: it ended otherwise;
+        STEP_OF_COMMAND: it shows a command.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def EndExternalJob(self, request, context):
-        """Ends an external job. Later release: UNIMPLEMENTED.
+        """Ends an external job. With `force` its open steps are ABORTED, so a job that is said to have succeeded is ABORTED
+        if there were any; and the sweeper may remove it in its time, whatever `auto_cleared` was.
+
+        May be repeated. FAILED_PRECONDITION STEPS_OPEN: steps are open, it cannot have succeeded.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def ClearExternalJob(self, request, context):
-        """Removes an ended external job. Later release: UNIMPLEMENTED.
+        """Removes an ended external job, with its steps and events; answers with what it was.
+
+        NOT_FOUND when it is repeated: the job is gone. FAILED_PRECONDITION JOB_NOT_ENDED.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def HeartbeatExternalJob(self, request, context):
-        """Says that an external job is still alive. Later release: UNIMPLEMENTED.
+        """Says that an external job is still alive, as every report does that changes it. A job that was not heard of for its
+        heartbeat_seconds ends UNKNOWN, with its open steps: not before that time, and hardly later than twice that. Time
+        in which nobody was there to be told (no coordinator, no database) does not count.
+
+        May be repeated. Changes nothing else about the job: not its revision, nor its update time.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

@@ -50,17 +50,48 @@ class CoordinatorStub:
     ListCommandTypes: _aio.UnaryUnaryMultiCallable[_coordinator_pb2.ListCommandTypesRequest, _coordinator_pb2.ListCommandTypesResponse]
     """Lists the command types that can be run, by name. May be repeated."""
     AddExternalJob: _aio.UnaryUnaryMultiCallable[_coordinator_pb2.AddExternalJobRequest, _jobs_pb2.Job]
-    """Reports a job of another system. Later release: UNIMPLEMENTED."""
+    """External jobs: another system does the work and reports it here; no coordinator runs it, and any one takes the
+    report. Two reports at once are one after the other: the later one is answered by what the earlier one has made of
+    the job. A restart of coordinators or jobstores changes nothing about them. All of these answer
+    FAILED_PRECONDITION NOT_EXTERNAL for a job that is not external, JOB_ENDED for one that ended otherwise than the
+    report says, and NOT_FOUND JOB_NOT_FOUND or STEP_NOT_FOUND.
+
+    Reports a job of another system: it is STARTED.
+
+    May be repeated with the same request_id. INVALID_ARGUMENT: the description is blank, or a field malformed.
+    ALREADY_EXISTS REQUEST_ID_REUSED.
+    """
     AddExternalStep: _aio.UnaryUnaryMultiCallable[_coordinator_pb2.AddExternalStepRequest, _jobs_pb2.Step]
-    """Adds a step to an external job. Later release: UNIMPLEMENTED."""
+    """Adds a step to an external job: it is STARTED.
+
+    May be repeated with the same request_id. FAILED_PRECONDITION STEP_ENDED: the step above has ended.
+    RESOURCE_EXHAUSTED LIMIT_EXCEEDED: more than 10,000 steps, or nested deeper than 16.
+    """
     EndExternalStep: _aio.UnaryUnaryMultiCallable[_coordinator_pb2.EndExternalStepRequest, _jobs_pb2.Step]
-    """Ends a step of an external job. Later release: UNIMPLEMENTED."""
+    """Ends a step of an external job. A step that failed fails the job, and closes its other open steps: those above it
+    FAILED, the others ABORTED.
+
+    May be repeated. FAILED_PRECONDITION STEPS_OPEN: steps below it are open; STEP_ENDED: it ended otherwise;
+    STEP_OF_COMMAND: it shows a command.
+    """
     EndExternalJob: _aio.UnaryUnaryMultiCallable[_coordinator_pb2.EndExternalJobRequest, _jobs_pb2.Job]
-    """Ends an external job. Later release: UNIMPLEMENTED."""
+    """Ends an external job. With `force` its open steps are ABORTED, so a job that is said to have succeeded is ABORTED
+    if there were any; and the sweeper may remove it in its time, whatever `auto_cleared` was.
+
+    May be repeated. FAILED_PRECONDITION STEPS_OPEN: steps are open, it cannot have succeeded.
+    """
     ClearExternalJob: _aio.UnaryUnaryMultiCallable[_coordinator_pb2.ClearExternalJobRequest, _jobs_pb2.Job]
-    """Removes an ended external job. Later release: UNIMPLEMENTED."""
+    """Removes an ended external job, with its steps and events; answers with what it was.
+
+    NOT_FOUND when it is repeated: the job is gone. FAILED_PRECONDITION JOB_NOT_ENDED.
+    """
     HeartbeatExternalJob: _aio.UnaryUnaryMultiCallable[_coordinator_pb2.HeartbeatExternalJobRequest, _jobs_pb2.Job]
-    """Says that an external job is still alive. Later release: UNIMPLEMENTED."""
+    """Says that an external job is still alive, as every report does that changes it. A job that was not heard of for its
+    heartbeat_seconds ends UNKNOWN, with its open steps: not before that time, and hardly later than twice that. Time
+    in which nobody was there to be told (no coordinator, no database) does not count.
+
+    May be repeated. Changes nothing else about the job: not its revision, nor its update time.
+    """
 
 class CoordinatorServicer(metaclass=_abc_1.ABCMeta):
     """For those who want work done. Readers go to JobStore.
@@ -151,7 +182,17 @@ class CoordinatorServicer(metaclass=_abc_1.ABCMeta):
         request: _coordinator_pb2.AddExternalJobRequest,
         context: _aio.ServicerContext[_coordinator_pb2.AddExternalJobRequest, _abc.Awaitable[_jobs_pb2.Job]],
     ) -> _abc.Awaitable[_jobs_pb2.Job]:
-        """Reports a job of another system. Later release: UNIMPLEMENTED."""
+        """External jobs: another system does the work and reports it here; no coordinator runs it, and any one takes the
+        report. Two reports at once are one after the other: the later one is answered by what the earlier one has made of
+        the job. A restart of coordinators or jobstores changes nothing about them. All of these answer
+        FAILED_PRECONDITION NOT_EXTERNAL for a job that is not external, JOB_ENDED for one that ended otherwise than the
+        report says, and NOT_FOUND JOB_NOT_FOUND or STEP_NOT_FOUND.
+
+        Reports a job of another system: it is STARTED.
+
+        May be repeated with the same request_id. INVALID_ARGUMENT: the description is blank, or a field malformed.
+        ALREADY_EXISTS REQUEST_ID_REUSED.
+        """
 
     @_abc_1.abstractmethod
     def AddExternalStep(
@@ -159,7 +200,11 @@ class CoordinatorServicer(metaclass=_abc_1.ABCMeta):
         request: _coordinator_pb2.AddExternalStepRequest,
         context: _aio.ServicerContext[_coordinator_pb2.AddExternalStepRequest, _abc.Awaitable[_jobs_pb2.Step]],
     ) -> _abc.Awaitable[_jobs_pb2.Step]:
-        """Adds a step to an external job. Later release: UNIMPLEMENTED."""
+        """Adds a step to an external job: it is STARTED.
+
+        May be repeated with the same request_id. FAILED_PRECONDITION STEP_ENDED: the step above has ended.
+        RESOURCE_EXHAUSTED LIMIT_EXCEEDED: more than 10,000 steps, or nested deeper than 16.
+        """
 
     @_abc_1.abstractmethod
     def EndExternalStep(
@@ -167,7 +212,12 @@ class CoordinatorServicer(metaclass=_abc_1.ABCMeta):
         request: _coordinator_pb2.EndExternalStepRequest,
         context: _aio.ServicerContext[_coordinator_pb2.EndExternalStepRequest, _abc.Awaitable[_jobs_pb2.Step]],
     ) -> _abc.Awaitable[_jobs_pb2.Step]:
-        """Ends a step of an external job. Later release: UNIMPLEMENTED."""
+        """Ends a step of an external job. A step that failed fails the job, and closes its other open steps: those above it
+        FAILED, the others ABORTED.
+
+        May be repeated. FAILED_PRECONDITION STEPS_OPEN: steps below it are open; STEP_ENDED: it ended otherwise;
+        STEP_OF_COMMAND: it shows a command.
+        """
 
     @_abc_1.abstractmethod
     def EndExternalJob(
@@ -175,7 +225,11 @@ class CoordinatorServicer(metaclass=_abc_1.ABCMeta):
         request: _coordinator_pb2.EndExternalJobRequest,
         context: _aio.ServicerContext[_coordinator_pb2.EndExternalJobRequest, _abc.Awaitable[_jobs_pb2.Job]],
     ) -> _abc.Awaitable[_jobs_pb2.Job]:
-        """Ends an external job. Later release: UNIMPLEMENTED."""
+        """Ends an external job. With `force` its open steps are ABORTED, so a job that is said to have succeeded is ABORTED
+        if there were any; and the sweeper may remove it in its time, whatever `auto_cleared` was.
+
+        May be repeated. FAILED_PRECONDITION STEPS_OPEN: steps are open, it cannot have succeeded.
+        """
 
     @_abc_1.abstractmethod
     def ClearExternalJob(
@@ -183,7 +237,10 @@ class CoordinatorServicer(metaclass=_abc_1.ABCMeta):
         request: _coordinator_pb2.ClearExternalJobRequest,
         context: _aio.ServicerContext[_coordinator_pb2.ClearExternalJobRequest, _abc.Awaitable[_jobs_pb2.Job]],
     ) -> _abc.Awaitable[_jobs_pb2.Job]:
-        """Removes an ended external job. Later release: UNIMPLEMENTED."""
+        """Removes an ended external job, with its steps and events; answers with what it was.
+
+        NOT_FOUND when it is repeated: the job is gone. FAILED_PRECONDITION JOB_NOT_ENDED.
+        """
 
     @_abc_1.abstractmethod
     def HeartbeatExternalJob(
@@ -191,6 +248,11 @@ class CoordinatorServicer(metaclass=_abc_1.ABCMeta):
         request: _coordinator_pb2.HeartbeatExternalJobRequest,
         context: _aio.ServicerContext[_coordinator_pb2.HeartbeatExternalJobRequest, _abc.Awaitable[_jobs_pb2.Job]],
     ) -> _abc.Awaitable[_jobs_pb2.Job]:
-        """Says that an external job is still alive. Later release: UNIMPLEMENTED."""
+        """Says that an external job is still alive, as every report does that changes it. A job that was not heard of for its
+        heartbeat_seconds ends UNKNOWN, with its open steps: not before that time, and hardly later than twice that. Time
+        in which nobody was there to be told (no coordinator, no database) does not count.
+
+        May be repeated. Changes nothing else about the job: not its revision, nor its update time.
+        """
 
 def add_CoordinatorServicer_to_server(servicer: CoordinatorServicer, server: _aio.Server) -> None: ...

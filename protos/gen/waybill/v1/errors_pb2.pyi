@@ -126,6 +126,18 @@ class _ReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_Reason.ValueTy
     """INTERNAL: a defect of ours; the server's log has the details under the correlation id."""
     REASON_LIMIT_EXCEEDED: _Reason.ValueType  # 123
     """RESOURCE_EXHAUSTED: a limit was reached; the message names it."""
+    REASON_NOT_EXTERNAL: _Reason.ValueType  # 140
+    """FAILED_PRECONDITION: the job is not an external one; only those are reported."""
+    REASON_STEPS_OPEN: _Reason.ValueType  # 141
+    """FAILED_PRECONDITION: steps of the external job (or below the step) are open; metadata `step_id` names one of them."""
+    REASON_STEP_ENDED: _Reason.ValueType  # 142
+    """FAILED_PRECONDITION: the step has ended, and not as the report says; metadata `status`."""
+    REASON_EXTERNAL_FAILED: _Reason.ValueType  # 143
+    """The system that reports an external job says that it failed."""
+    REASON_HEARTBEAT_MISSED: _Reason.ValueType  # 144
+    """An external job was not heard of for its heartbeat_seconds; code DEADLINE_EXCEEDED."""
+    REASON_STEP_OF_COMMAND: _Reason.ValueType  # 145
+    """FAILED_PRECONDITION: the step of the external job shows a command, and ends with it."""
 
 class Reason(_Reason, metaclass=_ReasonEnumTypeWrapper):
     """Why a call was refused or a piece of work failed, for programs to decide on.
@@ -239,4 +251,16 @@ REASON_INTERNAL: Reason.ValueType  # 122
 """INTERNAL: a defect of ours; the server's log has the details under the correlation id."""
 REASON_LIMIT_EXCEEDED: Reason.ValueType  # 123
 """RESOURCE_EXHAUSTED: a limit was reached; the message names it."""
+REASON_NOT_EXTERNAL: Reason.ValueType  # 140
+"""FAILED_PRECONDITION: the job is not an external one; only those are reported."""
+REASON_STEPS_OPEN: Reason.ValueType  # 141
+"""FAILED_PRECONDITION: steps of the external job (or below the step) are open; metadata `step_id` names one of them."""
+REASON_STEP_ENDED: Reason.ValueType  # 142
+"""FAILED_PRECONDITION: the step has ended, and not as the report says; metadata `status`."""
+REASON_EXTERNAL_FAILED: Reason.ValueType  # 143
+"""The system that reports an external job says that it failed."""
+REASON_HEARTBEAT_MISSED: Reason.ValueType  # 144
+"""An external job was not heard of for its heartbeat_seconds; code DEADLINE_EXCEEDED."""
+REASON_STEP_OF_COMMAND: Reason.ValueType  # 145
+"""FAILED_PRECONDITION: the step of the external job shows a command, and ends with it."""
 Global___Reason: _TypeAlias = Reason  # noqa: Y015

@@ -2648,3 +2648,211 @@ class RequestFlowResponse(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___RequestFlowResponse: _TypeAlias = RequestFlowResponse  # noqa: Y015
+
+@_typing.final
+class ReportExternalRequest(_message.Message):
+    """A report about an external job."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    USER_FIELD_NUMBER: _builtins.int
+    NEW_JOB_FIELD_NUMBER: _builtins.int
+    NEW_STEP_FIELD_NUMBER: _builtins.int
+    STEP_END_FIELD_NUMBER: _builtins.int
+    JOB_END_FIELD_NUMBER: _builtins.int
+    CLEAR_JOB_ID_FIELD_NUMBER: _builtins.int
+    ALIVE_JOB_ID_FIELD_NUMBER: _builtins.int
+    user: _builtins.str
+    """Who reports."""
+    clear_job_id: _builtins.str
+    """An ended job is not wanted any more: its id."""
+    alive_job_id: _builtins.str
+    """A job is alive: its id."""
+    @_builtins.property
+    def new_job(self) -> Global___NewExternalJob:
+        """A job was begun."""
+
+    @_builtins.property
+    def new_step(self) -> Global___NewExternalStep:
+        """A step was begun."""
+
+    @_builtins.property
+    def step_end(self) -> Global___ExternalStepEnd:
+        """A step has ended."""
+
+    @_builtins.property
+    def job_end(self) -> Global___ExternalJobEnd:
+        """A job has ended."""
+
+    def __init__(
+        self,
+        *,
+        user: _builtins.str = ...,
+        new_job: Global___NewExternalJob | None = ...,
+        new_step: Global___NewExternalStep | None = ...,
+        step_end: Global___ExternalStepEnd | None = ...,
+        job_end: Global___ExternalJobEnd | None = ...,
+        clear_job_id: _builtins.str = ...,
+        alive_job_id: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["alive_job_id", b"alive_job_id", "clear_job_id", b"clear_job_id", "job_end", b"job_end", "new_job", b"new_job", "new_step", b"new_step", "report", b"report", "step_end", b"step_end"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["alive_job_id", b"alive_job_id", "clear_job_id", b"clear_job_id", "job_end", b"job_end", "new_job", b"new_job", "new_step", b"new_step", "report", b"report", "step_end", b"step_end", "user", b"user"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType_report: _TypeAlias = _typing.Literal["new_job", "new_step", "step_end", "job_end", "clear_job_id", "alive_job_id"]  # noqa: Y015
+    _WhichOneofArgType_report: _TypeAlias = _typing.Literal["report", b"report"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType_report) -> _WhichOneofReturnType_report | None: ...
+
+Global___ReportExternalRequest: _TypeAlias = ReportExternalRequest  # noqa: Y015
+
+@_typing.final
+class NewExternalJob(_message.Message):
+    """An external job as it begins."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    JOB_FIELD_NUMBER: _builtins.int
+    HEARTBEAT_SECONDS_FIELD_NUMBER: _builtins.int
+    heartbeat_seconds: _builtins.int
+    """Silence after which it ends UNKNOWN; 0: never."""
+    @_builtins.property
+    def job(self) -> Global___JobRow:
+        """Its description, type, owner, ids, subjects, request id; the rest is not looked at."""
+
+    def __init__(
+        self,
+        *,
+        job: Global___JobRow | None = ...,
+        heartbeat_seconds: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["job", b"job"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["heartbeat_seconds", b"heartbeat_seconds", "job", b"job"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___NewExternalJob: _TypeAlias = NewExternalJob  # noqa: Y015
+
+@_typing.final
+class NewExternalStep(_message.Message):
+    """A step of an external job as it begins."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    JOB_ID_FIELD_NUMBER: _builtins.int
+    STEP_FIELD_NUMBER: _builtins.int
+    job_id: _builtins.str
+    """The job."""
+    @_builtins.property
+    def step(self) -> Global___StepRow:
+        """Its ids, type and description; the rest is not looked at."""
+
+    def __init__(
+        self,
+        *,
+        job_id: _builtins.str = ...,
+        step: Global___StepRow | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["step", b"step"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["job_id", b"job_id", "step", b"step"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___NewExternalStep: _TypeAlias = NewExternalStep  # noqa: Y015
+
+@_typing.final
+class ExternalStepEnd(_message.Message):
+    """How a step of an external job ended."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    STEP_ID_FIELD_NUMBER: _builtins.int
+    SUCCEEDED_FIELD_NUMBER: _builtins.int
+    REASON_FIELD_NUMBER: _builtins.int
+    step_id: _builtins.str
+    """The step."""
+    succeeded: _builtins.bool
+    """False: it failed."""
+    reason: _builtins.str
+    """Why it failed."""
+    def __init__(
+        self,
+        *,
+        step_id: _builtins.str = ...,
+        succeeded: _builtins.bool = ...,
+        reason: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["reason", b"reason", "step_id", b"step_id", "succeeded", b"succeeded"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ExternalStepEnd: _TypeAlias = ExternalStepEnd  # noqa: Y015
+
+@_typing.final
+class ExternalJobEnd(_message.Message):
+    """How an external job ended."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    JOB_ID_FIELD_NUMBER: _builtins.int
+    SUCCEEDED_FIELD_NUMBER: _builtins.int
+    FORCE_FIELD_NUMBER: _builtins.int
+    REASON_FIELD_NUMBER: _builtins.int
+    job_id: _builtins.str
+    """The job."""
+    succeeded: _builtins.bool
+    """False: it failed."""
+    force: _builtins.bool
+    """True: open steps are aborted."""
+    reason: _builtins.str
+    """Why it failed."""
+    def __init__(
+        self,
+        *,
+        job_id: _builtins.str = ...,
+        succeeded: _builtins.bool = ...,
+        force: _builtins.bool = ...,
+        reason: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["force", b"force", "job_id", b"job_id", "reason", b"reason", "succeeded", b"succeeded"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ExternalJobEnd: _TypeAlias = ExternalJobEnd  # noqa: Y015
+
+@_typing.final
+class ReportExternalResponse(_message.Message):
+    """What a report has made of the job."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    JOB_FIELD_NUMBER: _builtins.int
+    STEP_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def job(self) -> _jobs_pb2.Job:
+        """The job, without steps."""
+
+    @_builtins.property
+    def step(self) -> _jobs_pb2.Step:
+        """The step."""
+
+    def __init__(
+        self,
+        *,
+        job: _jobs_pb2.Job | None = ...,
+        step: _jobs_pb2.Step | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["about", b"about", "job", b"job", "step", b"step"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["about", b"about", "job", b"job", "step", b"step"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType_about: _TypeAlias = _typing.Literal["job", "step"]  # noqa: Y015
+    _WhichOneofArgType_about: _TypeAlias = _typing.Literal["about", b"about"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType_about) -> _WhichOneofReturnType_about | None: ...
+
+Global___ReportExternalResponse: _TypeAlias = ReportExternalResponse  # noqa: Y015

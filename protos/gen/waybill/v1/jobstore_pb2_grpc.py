@@ -845,6 +845,11 @@ class JournalStub(object):
                 request_serializer=waybill_dot_v1_dot_jobstore__pb2.RequestFlowRequest.SerializeToString,
                 response_deserializer=waybill_dot_v1_dot_jobstore__pb2.RequestFlowResponse.FromString,
                 _registered_method=True)
+        self.ReportExternal = channel.unary_unary(
+                '/waybill.v1.Journal/ReportExternal',
+                request_serializer=waybill_dot_v1_dot_jobstore__pb2.ReportExternalRequest.SerializeToString,
+                response_deserializer=waybill_dot_v1_dot_jobstore__pb2.ReportExternalResponse.FromString,
+                _registered_method=True)
 
 
 class JournalServicer(object):
@@ -925,6 +930,14 @@ class JournalServicer(object):
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def ReportExternal(self, request, context):
+        """Takes a report about an external job: decided and written in one transaction, under no coordinator's lease. May be
+        repeated with the same ids. Codes as of the Coordinator's calls.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_JournalServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -977,6 +990,11 @@ def add_JournalServicer_to_server(servicer, server):
                     servicer.RequestFlow,
                     request_deserializer=waybill_dot_v1_dot_jobstore__pb2.RequestFlowRequest.FromString,
                     response_serializer=waybill_dot_v1_dot_jobstore__pb2.RequestFlowResponse.SerializeToString,
+            ),
+            'ReportExternal': grpc.unary_unary_rpc_method_handler(
+                    servicer.ReportExternal,
+                    request_deserializer=waybill_dot_v1_dot_jobstore__pb2.ReportExternalRequest.FromString,
+                    response_serializer=waybill_dot_v1_dot_jobstore__pb2.ReportExternalResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -1253,6 +1271,33 @@ class Journal(object):
             '/waybill.v1.Journal/RequestFlow',
             waybill_dot_v1_dot_jobstore__pb2.RequestFlowRequest.SerializeToString,
             waybill_dot_v1_dot_jobstore__pb2.RequestFlowResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ReportExternal(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/waybill.v1.Journal/ReportExternal',
+            waybill_dot_v1_dot_jobstore__pb2.ReportExternalRequest.SerializeToString,
+            waybill_dot_v1_dot_jobstore__pb2.ReportExternalResponse.FromString,
             options,
             channel_credentials,
             insecure,

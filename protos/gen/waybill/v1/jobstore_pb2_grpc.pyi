@@ -243,6 +243,10 @@ class JournalStub:
     """Tasks of ended flows that a host may still know."""
     RequestFlow: _aio.UnaryUnaryMultiCallable[_jobstore_pb2.RequestFlowRequest, _jobstore_pb2.RequestFlowResponse]
     """Leaves an intent for the coordinator that owns a flow (cancel and so on); answers when it is stored."""
+    ReportExternal: _aio.UnaryUnaryMultiCallable[_jobstore_pb2.ReportExternalRequest, _jobstore_pb2.ReportExternalResponse]
+    """Takes a report about an external job: decided and written in one transaction, under no coordinator's lease. May be
+    repeated with the same ids. Codes as of the Coordinator's calls.
+    """
 
 class JournalServicer(metaclass=_abc_1.ABCMeta):
     """For coordinators alone: the only way to write about flows. Its shape may change between releases.
@@ -332,5 +336,15 @@ class JournalServicer(metaclass=_abc_1.ABCMeta):
         context: _aio.ServicerContext[_jobstore_pb2.RequestFlowRequest, _abc.Awaitable[_jobstore_pb2.RequestFlowResponse]],
     ) -> _abc.Awaitable[_jobstore_pb2.RequestFlowResponse]:
         """Leaves an intent for the coordinator that owns a flow (cancel and so on); answers when it is stored."""
+
+    @_abc_1.abstractmethod
+    def ReportExternal(
+        self,
+        request: _jobstore_pb2.ReportExternalRequest,
+        context: _aio.ServicerContext[_jobstore_pb2.ReportExternalRequest, _abc.Awaitable[_jobstore_pb2.ReportExternalResponse]],
+    ) -> _abc.Awaitable[_jobstore_pb2.ReportExternalResponse]:
+        """Takes a report about an external job: decided and written in one transaction, under no coordinator's lease. May be
+        repeated with the same ids. Codes as of the Coordinator's calls.
+        """
 
 def add_JournalServicer_to_server(servicer: JournalServicer, server: _aio.Server) -> None: ...
