@@ -1,0 +1,127 @@
+"""Work that another system does, from its first report to its end, on the real stack."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import AsyncIterator
+from typing import Any
+
+import pytest
+import pytest_asyncio
+from tests.e2e.datacentre import FAILED, FINISHED, STARTED, UNKNOWN, DataCentre, data_centre
+from typer.testing import CliRunner, Result
+
+from waybill.v1.jobs_pb2 import JobView
+from waybill_cli.__main__ import app
+from waybill_client import FailedPrecondition, NotFound, where
+
+pytestmark = [pytest.mark.asyncio(loop_scope="module"), pytest.mark.timeout(180)]
+
+
+@pytest_asyncio.fixture(scope="module", loop_scope="module")
+async def running(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[DataCentre]:
+    environment = {"COORDINATOR_POLL_SECONDS": "1", "COORDINATOR_LEASE_SECONDS": "2"}
+    async with data_centre(tmp_path_factory.mktemp("external"), hosts=1, coordinators=2, environment=environment) as it:
+        yield it
+
+
+@pytest.mark.rule("semantics §4: no coordinator owns them; a restart leaves them STARTED")
+async def test_a_job_goes_on_through_the_death_of_everybody(centre: DataCentre) -> None:
+    client = centre.client
+    job = await client.add_external_job("Nightly backup", correlation_id="backup-7", heartbeat_seconds=600)
+    step = await client.add_external_step(job.job_id, "Copying", external_id="copy-1")
+    for process in (*centre.stack.coordinators, *centre.stack.jobstores):
+        await centre.stack.kill(process)
+    after = await client.get_job(job.job_id)
+    assert (after.status, [each.status for each in after.steps]) == (STARTED, [STARTED])
+    assert (await client.heartbeat_external_job(job.job_id)).status == STARTED
+    await client.end_external_step(step.step_id)
+    ended = await client.end_external_job(job.job_id)
+    assert (ended.status, ended.progress) == (FINISHED, 100)
+    assert await client.check_consistency() == []
+
+
+async def test_it_is_listed_watched_and_told_of_like_any_job(centre: DataCentre) -> None:
+    client = centre.client
+    job = await client.add_external_job("Import", command_type="Import", correlation_id="import-1")
+    listed = [each async for each in client.list_jobs(where(correlation_id="import-1"))]
+    assert [(each.job_id, each.external) for each in listed] == [(job.job_id, True)]
+    states = client.follow_job(job.job_id)
+    assert (await anext(states)).status == STARTED
+    await client.add_external_step(job.job_id, "Reading")
+    assert [step.description for step in (await anext(states)).steps] == ["Reading"]
+    await client.end_external_job(job.job_id, succeeded=False, reason="the tape is torn")
+    last = await anext(states)
+    assert (last.status, last.error.message) == (FAILED, "the tape is torn")
+    await states.aclose()
+    events = [event async for event in client.list_events(where(job_id=job.job_id))]
+    assert {event.correlation_id for event in events} == {"import-1"}
+    assert [event.event_type for event in events] == ["JOB_STARTED", "STEP_STARTED", "STEP_ENDED", "JOB_ENDED"]
+
+
+@pytest.mark.rule("semantics §4: Only on external jobs")
+async def test_nothing_is_reported_of_a_job_that_a_coordinator_runs_nor_is_an_external_one_cancelled(
+    centre: DataCentre,
+) -> None:
+    ours = await centre.run("AddDisk", {"disk_id": "d-1", "size_mb": 1, "host_id": "host-1"})
+    for call in (
+        centre.client.add_external_step(ours.job_id, "more"),
+        centre.client.end_external_step(ours.steps[0].step_id),
+        centre.client.end_external_job(ours.job_id, force=True),
+        centre.client.clear_external_job(ours.job_id),
+        centre.client.heartbeat_external_job(ours.job_id),
+    ):
+        with pytest.raises(FailedPrecondition) as refused:
+            await call
+        assert refused.value.reason == "NOT_EXTERNAL"
+    assert (await centre.client.get_job(ours.job_id)).revision == ours.revision
+    external = await centre.client.add_external_job("theirs")
+    with pytest.raises(FailedPrecondition) as refused:
+        await centre.client.cancel_job(external.job_id)
+    assert refused.value.reason == "NOT_CANCELABLE"
+    await centre.client.end_external_job(external.job_id)
+
+
+@pytest.mark.rule("semantics §4: an optional heartbeat deadline ends a silent one as UNKNOWN")
+async def test_a_job_of_which_nothing_is_heard_ends_unknown(centre: DataCentre) -> None:
+    job = await centre.client.add_external_job("abandoned", heartbeat_seconds=1)
+    await centre.client.add_external_step(job.job_id, "half-way")
+    ended = await centre.ended(job)
+    assert (ended.status, ended.steps[0].status) == (UNKNOWN, UNKNOWN)
+    await centre.client.clear_external_job(job.job_id)
+    with pytest.raises(NotFound):
+        await centre.client.get_job(job.job_id, JobView.JOB_VIEW_BASIC)
+
+
+async def test_a_script_reports_its_work_by_the_program(centre: DataCentre) -> None:
+    add = ("add", "Nightly backup", "--type", "Backup", "--entity", "VM/vm-1", "--heartbeat", "600", "--keep")
+    job = await told(centre, *add, "--correlation-id", "from-a-script")
+    assert (job["status"], job["command_type"], job["external"]) == ("STARTED", "Backup", True)
+    step = await told(centre, "step", job["job_id"], "Copying", "--external-id", "copy-1")
+    below = await told(centre, "step", job["job_id"], "Disk 1", "--below", step["step_id"], "--type", "COPY")
+    assert (await told(centre, "heartbeat", job["job_id"][-12:]))["status"] == "STARTED"
+    early = await waybill(centre, "end", job["job_id"])
+    assert (early.exit_code, "STEPS_OPEN" in early.output, "--force" in early.output) == (4, True, True)
+    for each in (below, step):
+        assert (await told(centre, "end-step", each["step_id"]))["status"] == "FINISHED"
+    assert (await told(centre, "end", job["job_id"]))["status"] == "FINISHED"
+    assert (await told(centre, "clear", job["job_id"]))["job_id"] == job["job_id"]
+    malformed = await waybill(centre, "add", "x", "--entity", "nothing")
+    assert (malformed.exit_code, "TYPE/ID" in malformed.output) == (2, True)
+    failing = await told(centre, "add", "fails")
+    last = await told(centre, "step", failing["job_id"], "last")
+    assert (await told(centre, "end-step", last["step_id"], "--failed", "no space"))["status"] == "FAILED"
+
+
+async def waybill(centre: DataCentre, *words: str) -> Result:
+    client = centre.client
+    program = ["--coordinator", client.coordinator_address, "--jobstore", client.jobstore_address, "external", *words]
+    return await asyncio.to_thread(lambda: CliRunner().invoke(app, program))
+
+
+async def told(centre: DataCentre, *words: str) -> Any:
+    """What the program tells other programs."""
+    ended = await waybill(centre, *words, "-o", "json")
+    assert ended.exit_code == 0, ended.output
+    return json.loads(ended.stdout)
