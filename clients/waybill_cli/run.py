@@ -44,6 +44,9 @@ def run(
     priority: Annotated[int, typer.Option(help="Higher goes first.")] = 0,
     depends_on: Annotated[list[str] | None, typer.Option(metavar="JOB_ID", help="Jobs to end well first.")] = None,
     deadline: Annotated[float | None, typer.Option(metavar="SECONDS", help="Cancel it when it runs longer.")] = None,
+    external_job: Annotated[
+        str, typer.Option(metavar="JOB_ID", help="An open external job, of which a step is to show it.")
+    ] = "",
     output: FormatOption = Format.TABLE,
 ) -> None:
     """Runs a command and shows its job. Ctrl-C leaves the job running.
@@ -66,6 +69,7 @@ def run(
                 priority=priority,
                 depends_on=depends_on or [],
                 deadline=datetime.now(UTC) + timedelta(seconds=deadline) if deadline else None,
+                external_job_id=external_job,
             )
             if watch and not validate_only:
                 job = await follow(client, job, shown_as(output), session)

@@ -89,12 +89,14 @@ class WaybillClient:
         depends_on: Sequence[str] = (),
         deadline: datetime | None = None,
         visible: bool | None = None,
+        external_job_id: str = "",
         timeout: float | None = None,
     ) -> Job:
         """Runs a command and returns its job as soon as it is durable; `wait` for its end.
 
         A request id is made unless given, so that a repeat after UNAVAILABLE cannot make a second job. With
-        `validate_only` nothing is stored: the job shows the planned steps, or FAILED with the reason.
+        `validate_only` nothing is stored: the job shows the planned steps, or FAILED with the reason. With
+        `external_job_id` a step of that external job shows it, too.
         """
         request = command_request(
             command_type,
@@ -106,6 +108,7 @@ class WaybillClient:
             depends_on=depends_on,
             deadline=deadline,
             visible=visible,
+            external_job_id=external_job_id,
         )
         return await self._runs.call(
             self._coordinator.RunCommand, request, correlation_id=correlation_id, timeout=timeout
@@ -467,6 +470,7 @@ def command_request(
     depends_on: Sequence[str] = (),
     deadline: datetime | None = None,
     visible: bool | None = None,
+    external_job_id: str = "",
 ) -> coordinator.RunCommandRequest:
     """One command to run. A request id is made unless given or empty; `validate_only` needs none."""
     if request_id is None:
@@ -481,4 +485,5 @@ def command_request(
         depends_on=depends_on,
         deadline=timestamp(deadline) if deadline else None,
         visible=visible,
+        external_job_id=external_job_id,
     )

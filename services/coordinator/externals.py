@@ -17,7 +17,7 @@ from chassis.clock import Ids
 from chassis.errors import invalid_field, reject_control
 from chassis.tracing import Context
 from coordinator import wire
-from coordinator.submissions import CORRELATION_ID_RULE, MAX_NAME, checked_job_id
+from coordinator.submissions import CORRELATION_ID_RULE, MAX_NAME, checked_id, checked_job_id
 from waybill.v1 import coordinator_pb2, jobs_pb2, jobstore_pb2
 
 LONGEST_TEXT: Final = 1000
@@ -74,7 +74,7 @@ class Externals:
             _check_text(field, getattr(request, field), MAX_NAME)
         step = jobstore_pb2.StepRow(
             step_id=str(uuid5(UUID(job_id), f"step {request.request_id}")) if request.request_id else self._ids.new(),
-            parent_step_id=_checked_id("parent_step_id", request.parent_step_id) if request.parent_step_id else "",
+            parent_step_id=checked_id("parent_step_id", request.parent_step_id) if request.parent_step_id else "",
             step_type=request.step_type or USUAL_STEP,
             description=request.description,
             external_id=request.external_id,
@@ -87,7 +87,7 @@ class Externals:
     ) -> jobs_pb2.Step:
         """Ends a step."""
         _check_text("reason", request.reason, LONGEST_TEXT)
-        step_id = _checked_id("step_id", request.step_id)
+        step_id = checked_id("step_id", request.step_id)
         end = jobstore_pb2.ExternalStepEnd(step_id=step_id, succeeded=request.succeeded, reason=request.reason)
         return await self._of_step(jobstore_pb2.ReportExternalRequest(user=call.user, step_end=end))
 
@@ -153,13 +153,6 @@ def _check_text(field: str, text: str, longest: int) -> None:
     if len(text) > longest:
         raise invalid_field(field, f"has {len(text)} characters; at most {longest} are taken")
     reject_control(field, text)
-
-
-def _checked_id(field: str, text: str) -> str:
-    try:
-        return str(UUID(text))
-    except ValueError:
-        raise invalid_field(field, "must be a UUID") from None
 
 
 def _body_hash(request: coordinator_pb2.AddExternalJobRequest) -> bytes:

@@ -128,6 +128,7 @@ class Job:
     cancel_requested_by: str = ""
     trace_id: str = ""
     span_id: str = ""
+    external_job_id: str = ""
     create_time: float = 0.0
     start_time: float = 0.0
     end_time: float = 0.0

@@ -59,7 +59,7 @@ def _check_names(request: coordinator_pb2.RunCommandRequest) -> None:
     if request.depends_on:
         raise not_available_yet("RunCommand with depends_on")
     if request.external_job_id:
-        raise not_available_yet("RunCommand with external_job_id")
+        checked_id("external_job_id", request.external_job_id)
 
 
 def _check_name(field: str, text: str) -> None:
@@ -87,12 +87,13 @@ def _job(
         owner=call.user,
         correlation_id=request.correlation_id or call.correlation_id,
         parameters=parameters,
-        visible=request.visible if request.HasField("visible") else kind.monitored,
+        visible=request.visible if request.HasField("visible") else kind.monitored and not request.external_job_id,
         priority=request.priority,
         request_id=request.request_id,
         request_hash=_body_hash(request, parameters) if request.request_id else b"",
         deadline=wire.seconds_of(request.deadline),
         categories=kind.categories,
+        external_job_id=checked_id("external_job_id", request.external_job_id) if request.external_job_id else "",
     )
 
 
@@ -154,22 +155,29 @@ def _check_depth(path: str, depth: int) -> None:
 
 def _body_hash(request: coordinator_pb2.RunCommandRequest, parameters: Mapping[str, Any]) -> bytes:
     """What makes two requests of one request id the same: everything but correlation id and trace."""
-    body = {
+    body: dict[str, Any] = {
         "command_type": request.command_type,
         "parameters": parameters,
         "priority": request.priority,
         "deadline": [request.deadline.seconds, request.deadline.nanos],
         "visible": request.visible if request.HasField("visible") else None,
     }
+    if request.external_job_id:
+        body["external_job_id"] = request.external_job_id
     return hashlib.sha256(wire.dump_sorted(body)).digest()
 
 
 def checked_job_id(text: str) -> str:
     """Returns a job id in its usual spelling. Raises REQUEST_INVALID."""
+    return checked_id("job_id", text)
+
+
+def checked_id(field: str, text: str) -> str:
+    """Returns an id in its usual spelling. Raises REQUEST_INVALID."""
     try:
         return str(UUID(text))
     except ValueError:
-        raise invalid_field("job_id", "must be a UUID") from None
+        raise invalid_field(field, "must be a UUID") from None
 
 
 def checked_reason(text: str) -> str:

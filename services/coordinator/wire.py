@@ -203,6 +203,7 @@ def commit_message(tree: FlowTree, mutations: Mutations, sequence: int, new_id: 
         tasks=[_task_change(leaf) for leaf in mutations.leaves.values()],
         ends_flow=mutations.ends_flow,
         handled_requests=mutations.handled_requests,
+        external_job_id=tree.job.external_job_id,
     )
     if mutations.new_job:
         message.new_job.CopyFrom(_job_row(tree.job))
@@ -423,8 +424,10 @@ def _event_row(note: EventNote, event_id: str) -> jobstore_pb2.EventRow:
 
 def rows_from(message: jobstore_pb2.FlowRows) -> FlowRows:
     """All rows of a flow, to take it up again."""
+    job = _job_from(message.job)
+    job.external_job_id = message.external_job_id
     return FlowRows(
-        job=_job_from(message.job),
+        job=job,
         commands=[_command_from(row) for row in message.commands],
         steps=[_step_from(row) for row in message.steps],
         leaves=[_leaf_from(row) for row in message.tasks],

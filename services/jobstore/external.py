@@ -15,6 +15,11 @@ not at all when it died. So every report is judged by the job as it is, under th
 Success is only ever reported whole: a job does not end FINISHED over an open step, nor a step over one below it. What
 has ended stays as it is. A report that says what is so already is a repetition, and changes nothing; one that says
 otherwise is refused with what is so.
+
+A command may be attached: it has a flow and a job of its own, like any other, and a step here shows it. Each commit of
+that flow is followed by this step in the same transaction, so the two never disagree. The step ends with the command;
+one that does not end FINISHED is a step that failed. An external job that ends before (by force, silently, because of
+another step) closes the step and leaves the command alone.
 """
 
 from __future__ import annotations
@@ -22,6 +27,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Final
+from uuid import UUID, uuid5
 
 import grpc
 
@@ -125,17 +131,32 @@ def end_step(
     return Outcome(steps={step.step_id: End("FINISHED")})
 
 
-def step_failed(step: Step, open_steps: Iterable[Step], why: WaybillError) -> Outcome:
-    """Fails a step, and with it those above it and the job; the other open steps are closed."""
+def step_failed(step: Step, open_steps: Iterable[Step], why: WaybillError, status: str = "FAILED") -> Outcome:
+    """Ends a step badly, and with it those above it and the job; the other open steps are closed."""
     steps = {each.step_id: each for each in open_steps}
     part_failed = WaybillError(grpc.StatusCode.UNKNOWN, "CHILD_FAILED", f"step {step.step_id}: {why.message}")
-    ends = {step.step_id: End("FAILED", why)}
+    ends = {step.step_id: End(status, why)}
     above = steps.get(step.parent_step_id)
     while above is not None and above.step_id not in ends:
         ends[above.step_id] = End("FAILED", part_failed)
         above = steps.get(above.parent_step_id)
     closed = _closed((each for each in steps.values() if each.step_id not in ends), f"step {step.step_id} failed")
     return Outcome(End("FAILED", part_failed), {**ends, **closed})
+
+
+def command_ended(step: Step, open_steps: Sequence[Step], status: str, why: WaybillError | None) -> Outcome:
+    """Ends a step with the job of the command that it shows. Was it closed with the external job, it stays so."""
+    if step.status not in OPEN:
+        return Outcome()
+    if status == "FINISHED":
+        return Outcome(steps={step.step_id: End("FINISHED")})
+    unexplained = WaybillError(grpc.StatusCode.UNKNOWN, "CHILD_FAILED", f"command {step.command_id} ended {status}")
+    return step_failed(step, open_steps, why or unexplained, status)
+
+
+def step_of(job_id: str) -> str:
+    """Returns the step that shows a command's job in an external one: its id follows from that job's."""
+    return str(uuid5(UUID(job_id), "step of an external job"))
 
 
 def end_job(

@@ -22,12 +22,10 @@ from typing import Final, TypeVar
 
 import asyncpg
 
-from chassis import logs
 from chassis.clock import Ids
-from chassis.errors import WaybillError, already_exists, invalid_field, not_found, reject_control_in
+from chassis.errors import WaybillError, already_exists, invalid_field, reject_control_in
 from jobstore import statements
 from jobstore.external import (
-    End,
     Job,
     Outcome,
     Step,
@@ -37,13 +35,12 @@ from jobstore.external import (
     end_job,
     end_step,
     fall_silent,
-    progress,
 )
+from jobstore.externalturn import Report, job_of, no_job, no_step
 from jobstore.journal import Journal
-from jobstore.messages import STEP_COLUMNS, Row, job_message, step_message
+from jobstore.messages import job_message
 from jobstore.parts import Turn
-from jobstore.rows import Key, event_row, key_of, step_row, subjects_json
-from jobstore.shapes import Row as Values
+from jobstore.rows import Key, key_of, subjects_json
 from jobstore.snapshots import Pool, borrowed
 from jobstore.transaction import read_entities, read_guards
 from waybill.v1 import jobs_pb2, jobstore_pb2
@@ -53,19 +50,6 @@ BEAT_SECONDS: Final = 5.0
 
 T = TypeVar("T")
 
-log = logs.get_logger(__name__)
-
-_JOB: Final = """
-    SELECT job.job_id, job.external, job.status::text AS status, job.correlation_id, job.command_type, job.trace_id
-    FROM job WHERE job.job_id = $1
-"""
-_STEP: Final = """
-    SELECT step_id, parent_step_id, job_id, command_id, status::text AS status FROM step WHERE step_id = $1
-"""
-_OPEN_STEPS: Final = """
-    SELECT step_id, parent_step_id, command_id, status::text AS status FROM step
-    WHERE job_id = $1 AND end_time IS NULL
-"""
 _OPEN_BELOW: Final = """
     SELECT step_id FROM step
     WHERE parent_step_id = $1 AND parent_step_id <> '' AND command_id = '' AND end_time IS NULL LIMIT 1
@@ -74,8 +58,6 @@ _LAST_BELOW: Final = """
     SELECT number FROM step WHERE parent_step_id = $1 AND parent_step_id <> '' AND command_id = ''
     ORDER BY number DESC LIMIT 1
 """
-_COUNTS: Final = "SELECT steps, top_steps FROM external_job WHERE job_id = $1"
-_READ_STEP: Final = f"SELECT {STEP_COLUMNS} FROM step WHERE step.step_id = $1"
 
 _INSERT_JOB: Final = """
     INSERT INTO job (revision, create_time, update_time, start_time, external, status, job_id, command_type,
@@ -84,14 +66,6 @@ _INSERT_JOB: Final = """
     VALUES ($1, $2, $2, $2, true, 'STARTED', $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13)
 """
 _INSERT_EXTERNAL: Final = "INSERT INTO external_job (job_id, heartbeat_seconds) VALUES ($1, $2)"
-_COUNT: Final = """
-    UPDATE external_job SET steps = steps + $2, top_steps = top_steps + $3, finished_steps = finished_steps + $4,
-                            beats = beats + 1
-    WHERE job_id = $1 RETURNING steps, finished_steps
-"""
-_NOT_LISTENED_TO: Final = """
-    UPDATE external_job SET heartbeat_seconds = NULL WHERE job_id = $1 AND heartbeat_seconds IS NOT NULL
-"""
 _LET_CLEAR: Final = """
     UPDATE job SET auto_cleared = true, revision = $2, update_time = $3 WHERE job_id = $1 AND NOT auto_cleared
 """
@@ -186,17 +160,17 @@ class ExternalJobs:
             heard = await connection.execute(_BEAT, job_id)
             row = await connection.fetchrow(statements.READ_JOBS, [job_id])
         if row is None:
-            raise _no_job(job_id)
+            raise no_job(job_id)
         if heard == "UPDATE 0":
             check_alive(Job(job_id, row["external"], row["status"]))
         return job_message(row)
 
-    async def _in_turn(self, work: Callable[[_Report], Awaitable[T]]) -> T:
+    async def _in_turn(self, work: Callable[[Report], Awaitable[T]]) -> T:
         """Does what a report asks for in a turn of its own, and logs which jobs have begun or ended by it."""
-        reports: list[_Report] = []
+        reports: list[Report] = []
 
         async def once(turn: Turn) -> T:
-            reports.append(_Report(turn))
+            reports.append(Report(turn))
             return await work(reports[-1])
 
         answer = await self._journal.alone(once)
@@ -208,91 +182,10 @@ def _nobody_listens() -> None:
     """Nobody asked to be told of jobs that may fall silent."""
 
 
-# --- a report in its turn --------------------------------------------------------------------------------------------
-
-
-class _Report:
-    """What one report reads and writes, in one turn."""
-
-    def __init__(self, turn: Turn) -> None:
-        self.turn = turn
-        self._begun_or_ended: list[dict[str, object]] = []
-
-    def log(self) -> None:
-        """Writes a line for each job that has begun or ended; to be called once that is committed."""
-        for line in self._begun_or_ended:
-            log.info("job changed status", **line, revision=self.turn.revision)
-
-    async def row(self, job_id: str) -> Row:
-        """Returns the row of a job; raises JOB_NOT_FOUND."""
-        for row in await self.turn.writer.fetch(_JOB, job_id):
-            return row
-        raise _no_job(job_id)
-
-    async def step(self, step_id: str) -> tuple[Step, str]:
-        """Returns a step and its job's id; raises STEP_NOT_FOUND."""
-        for row in await self.turn.writer.fetch(_STEP, step_id):
-            return _step(row), row["job_id"]
-        raise _no_step(step_id)
-
-    async def open_steps(self, job_id: str) -> list[Step]:
-        """Returns all open steps of a job."""
-        rows = await self.turn.writer.fetch(_OPEN_STEPS, job_id)
-        return sorted(map(_step, rows), key=lambda step: step.step_id)
-
-    async def write(self, job: Row, outcome: Outcome, *, new_steps: int = 0, new_top_steps: int = 0) -> None:
-        """Writes what has come of a report: ended steps, counts, the job."""
-        job_id, writer, turn = job["job_id"], self.turn.writer, self.turn
-        steps = [_step_change(step_id, end) for step_id, end in outcome.steps.items()]
-        await writer.change_each(statements.CHANGE_STEPS, turn.revision, turn.time, rows=steps)
-        finished = sum(end.status == "FINISHED" for end in outcome.steps.values())
-        [counts] = await writer.fetch(_COUNT, job_id, new_steps, new_top_steps, finished)
-        done = progress(counts["steps"], counts["finished_steps"])
-        if outcome.job is not None:
-            await writer.change(_NOT_LISTENED_TO, job_id)
-            self._note(job, outcome.job.status)
-        change = _job_change(job_id, outcome.job or End(""), done)
-        await writer.change_each(statements.CHANGE_JOBS, turn.revision, turn.time, rows=[change])
-        turn.changed = True
-
-    async def tell(self, job: Row, event: jobstore_pb2.EventRow) -> None:
-        """Writes an event of a job."""
-        row = event_row(event, job["job_id"])
-        insert = self.turn.writer.insert
-        await insert(statements.INSERT_EVENTS, self.turn.time, rows=[row], last=[job["correlation_id"]])
-
-    async def job_message(self, job_id: str) -> jobs_pb2.Job:
-        """Returns a job as it is now."""
-        [row] = await self.turn.writer.fetch(statements.READ_JOBS, [job_id])
-        return job_message(row)
-
-    async def step_message(self, step_id: str) -> jobs_pb2.Step | None:
-        """Returns a step as it is now; None if there is none."""
-        for row in await self.turn.writer.fetch(_READ_STEP, step_id):
-            return step_message(row)
-        return None
-
-    def began(self, job: jobstore_pb2.JobRow) -> None:
-        """Notes a job that has begun."""
-        self._note(
-            {
-                "job_id": job.job_id,
-                "correlation_id": job.correlation_id,
-                "command_type": job.command_type,
-                "trace_id": job.trace_id,
-            },
-            "STARTED",
-        )
-
-    def _note(self, job: Row, status: str) -> None:
-        ids = ("command_type", "job_id", "correlation_id", "trace_id")
-        self._begun_or_ended.append({"status": status, **{name: job[name] for name in ids}})
-
-
 # --- jobs ------------------------------------------------------------------------------------------------------------
 
 
-async def _begin_job(report: _Report, new: jobstore_pb2.NewExternalJob) -> jobs_pb2.Job:
+async def _begin_job(report: Report, new: jobstore_pb2.NewExternalJob) -> jobs_pb2.Job:
     job, turn = new.job, report.turn
     known = await _known(report, job)
     if known:
@@ -309,9 +202,9 @@ async def _begin_job(report: _Report, new: jobstore_pb2.NewExternalJob) -> jobs_
     return await report.job_message(job.job_id)
 
 
-async def _known(report: _Report, job: jobstore_pb2.JobRow) -> str:
+async def _known(report: Report, job: jobstore_pb2.JobRow) -> str:
     """Returns the job that the same report has begun before, or nothing. Raises REQUEST_ID_REUSED."""
-    if await report.turn.writer.fetch(_JOB, job.job_id):
+    if await report.knows(job.job_id):
         return job.job_id
     if not job.request_id:
         return ""
@@ -323,7 +216,7 @@ async def _known(report: _Report, job: jobstore_pb2.JobRow) -> str:
     return job_id
 
 
-async def _named(report: _Report, subjects: Sequence[jobs_pb2.Subject]) -> list[jobs_pb2.Subject]:
+async def _named(report: Report, subjects: Sequence[jobs_pb2.Subject]) -> list[jobs_pb2.Subject]:
     """Gives subjects the names of their entities, where they have none yet: they outlive the entities."""
     entities = await read_entities(report.turn.writer, {key_of(subject) for subject in subjects if not subject.name})
     return [
@@ -340,10 +233,10 @@ def _name(entities: Mapping[Key, jobs_pb2.Entity], key: Key) -> str:
     return entities[key].name if key in entities else ""
 
 
-async def _end_job(report: _Report, end: jobstore_pb2.ExternalJobEnd, user: str, event_id: str) -> jobs_pb2.Job:
+async def _end_job(report: Report, end: jobstore_pb2.ExternalJobEnd, user: str, event_id: str) -> jobs_pb2.Job:
     row = await report.row(end.job_id)
     outcome = end_job(
-        _job(row),
+        job_of(row),
         await report.open_steps(end.job_id),
         succeeded=end.succeeded,
         force=end.force,
@@ -370,7 +263,7 @@ def _forced(event_id: str, outcome: Outcome, user: str) -> jobstore_pb2.EventRow
     )
 
 
-async def _fall_silent(report: _Report, job_id: str, beats: int, seconds: int, event_id: str) -> None:
+async def _fall_silent(report: Report, job_id: str, beats: int, seconds: int, event_id: str) -> None:
     if not await report.turn.writer.change(_SILENCE, job_id, beats):
         return  # it was heard of, or has ended, or is gone
     row = await report.row(job_id)
@@ -385,14 +278,14 @@ async def _fall_silent(report: _Report, job_id: str, beats: int, seconds: int, e
     await report.tell(row, event)
 
 
-async def _clear(report: _Report, job_id: str, cleared: list[jobs_pb2.Job]) -> jobs_pb2.Job:
+async def _clear(report: Report, job_id: str, cleared: list[jobs_pb2.Job]) -> jobs_pb2.Job:
     try:
         row = await report.row(job_id)
     except WaybillError:
         if cleared:
             return cleared[0]
         raise
-    check_clear(_job(row))
+    check_clear(job_of(row))
     cleared[:] = [await report.job_message(job_id)]
     turn = report.turn
     await turn.writer.change(_REMOVE, turn.revision, turn.time, job_id)
@@ -403,28 +296,25 @@ async def _clear(report: _Report, job_id: str, cleared: list[jobs_pb2.Job]) -> j
 # --- steps -----------------------------------------------------------------------------------------------------------
 
 
-async def _begin_step(report: _Report, new: jobstore_pb2.NewExternalStep) -> jobs_pb2.Step:
+async def _begin_step(report: Report, new: jobstore_pb2.NewExternalStep) -> jobs_pb2.Step:
     row = await report.row(new.job_id)
     if known := await report.step_message(new.step.step_id):
         return _same_step(known, new)
     above = await _above(report, new)
-    counts = await report.turn.writer.fetch(_COUNTS, new.job_id)
-    check_new_step(_job(row), above, counts[0]["steps"] if counts else 0)
+    steps, top_steps = await report.counts(new.job_id)
+    check_new_step(job_of(row), above, steps)
     step = jobstore_pb2.StepRow(
         step_id=new.step.step_id,
         parent_step_id=new.step.parent_step_id,
         step_type=new.step.step_type,
         description=new.step.description,
-        number=await _next_below(report, above[0]) if above else counts[0]["top_steps"],
+        number=await _next_below(report, above[0]) if above else top_steps,
         status=jobs_pb2.EXECUTION_STATUS_STARTED,
         external_id=new.step.external_id,
         external_system_type=jobs_pb2.EXTERNAL_SYSTEM_TYPE_EXTERNAL if new.step.external_id else 0,  # type: ignore[arg-type]
         weight=1,
     )
-    turn = report.turn
-    rows = [step_row(step, new.job_id)]
-    await turn.writer.insert(statements.INSERT_STEPS, turn.revision, turn.time, rows=rows, last=[row["correlation_id"]])
-    await report.write(row, Outcome(), new_steps=1, new_top_steps=0 if above else 1)
+    await report.begin_step(row, step)
     stored = await report.step_message(step.step_id)
     assert stored is not None  # it was written just now
     return stored
@@ -440,30 +330,30 @@ def _same_step(known: jobs_pb2.Step, new: jobstore_pb2.NewExternalStep) -> jobs_
     return known
 
 
-async def _above(report: _Report, new: jobstore_pb2.NewExternalStep) -> list[Step]:
+async def _above(report: Report, new: jobstore_pb2.NewExternalStep) -> list[Step]:
     """Returns the steps above a new one, the nearest first. They nest no deeper than a step may."""
     above: list[Step] = []
     step_id = new.step.parent_step_id
     while step_id:
         step, job_id = await report.step(step_id)
         if job_id != new.job_id:
-            raise _no_step(step_id)
+            raise no_step(step_id)
         above.append(step)
         step_id = step.parent_step_id
     return above
 
 
-async def _next_below(report: _Report, parent: Step) -> int:
+async def _next_below(report: Report, parent: Step) -> int:
     rows = await report.turn.writer.fetch(_LAST_BELOW, parent.step_id)
     return rows[0]["number"] + 1 if rows else 0
 
 
-async def _end_step(report: _Report, end: jobstore_pb2.ExternalStepEnd) -> jobs_pb2.Step:
+async def _end_step(report: Report, end: jobstore_pb2.ExternalStepEnd) -> jobs_pb2.Step:
     step, job_id = await report.step(end.step_id)
     row = await report.row(job_id)
     below = await report.turn.writer.fetch(_OPEN_BELOW, end.step_id) if end.succeeded else []
     outcome = end_step(
-        _job(row),
+        job_of(row),
         step,
         [] if end.succeeded else await report.open_steps(job_id),
         succeeded=end.succeeded,
@@ -475,34 +365,3 @@ async def _end_step(report: _Report, end: jobstore_pb2.ExternalStepEnd) -> jobs_
     stored = await report.step_message(end.step_id)
     assert stored is not None  # it was read just now
     return stored
-
-
-# --- rows ------------------------------------------------------------------------------------------------------------
-
-
-def _job(row: Row) -> Job:
-    return Job(row["job_id"], row["external"], row["status"])
-
-
-def _step(row: Row) -> Step:
-    return Step(row["step_id"], row["parent_step_id"], row["status"], row["command_id"])
-
-
-def _job_change(job_id: str, end: End, done: int) -> Values:
-    return (job_id, end.status, "100" if end.status == "FINISHED" else str(done), "", _error(end), "")
-
-
-def _step_change(step_id: str, end: End) -> Values:
-    return (step_id, end.status, "100" if end.status == "FINISHED" else "0", "", "", _error(end))
-
-
-def _error(end: End) -> str:
-    return end.error.to_status().SerializeToString().hex() if end.error is not None else ""
-
-
-def _no_job(job_id: str) -> WaybillError:
-    return not_found("JOB_NOT_FOUND", f"there is no job {job_id}", job_id=job_id)
-
-
-def _no_step(step_id: str) -> WaybillError:
-    return not_found("STEP_NOT_FOUND", f"there is no step {step_id}", step_id=step_id)

@@ -13,6 +13,7 @@ from chassis.errors import failed_precondition, invalid_field, not_found
 from jobstore import messages
 from jobstore.changes import steps_in_order
 from jobstore.display import in_display_order, plan_order
+from jobstore.external import step_of
 from jobstore.journal import Journal
 from jobstore.messages import Row, entity_message, flow_request_message, timestamp
 from jobstore.parts import Turn
@@ -52,6 +53,8 @@ _REQUESTS: Final = """
     SELECT request_id, flow_command_id, kind, "user", reason FROM flow_request
     WHERE flow_command_id = ANY ($1::text[]) ORDER BY revision, request_id
 """
+# The steps that show flows in external jobs.
+_ATTACHED: Final = "SELECT step_id, job_id FROM step WHERE step_id = ANY ($1::text[])"
 
 # Tasks of live flows are those flows' business; a call is kept by its host like a task.
 _UNCLEARED: Final = """
@@ -128,6 +131,7 @@ async def _read_tables(connection: Connection, flows: Sequence[str], jobs: Seque
         "snapshot": _grouped("flow_command_id", await connection.fetch(_SNAPSHOTS, flows)),
         "waited": _grouped("flow_command_id", await connection.fetch(_WAITED, jobs)),
         "request": _grouped("flow_command_id", await connection.fetch(_REQUESTS, flows)),
+        "attached": _grouped("step_id", await connection.fetch(_ATTACHED, list(map(step_of, jobs)))),
     }
 
 
@@ -152,6 +156,7 @@ def _flow(root: Row, tables: _Tables) -> jobstore_pb2.FlowRows:
         snapshots=map(_snapshot, tables["snapshot"][flow]),
         waited_entities=map(entity_message, tables["waited"][flow]),
         requests=map(flow_request_message, tables["request"][flow]),
+        external_job_id="".join(row["job_id"] for row in tables["attached"][step_of(job)]),
     )
 
 

@@ -11,6 +11,7 @@ taken, freed, a request id used by an earlier commit of the batch counts for a l
 | sequence | that is neither the stored one (the same answer again) nor the next | SEQUENCE_MISMATCH |
 | end | of a flow that has ended | JOB_ENDED |
 | request id | that another request of the owner's has used (the same one: its job is the answer) | REQUEST_ID_REUSED |
+| external job | that attaches its flow to one that is not there, not external, or over | JOB_NOT_FOUND … |
 | locks | that wants what another flow holds | LOCKED |
 | versions | that has read what has changed since | CONFLICT |
 
@@ -25,14 +26,24 @@ from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Final
 
-from chassis.errors import WaybillError, aborted, already_exists, failed_precondition
+from chassis.errors import WaybillError, aborted, already_exists, failed_precondition, not_found
+from jobstore.external import Job as ExternalJob
+from jobstore.external import check_new_step
 from jobstore.rows import Key, key_of
-from waybill.v1 import jobstore_pb2
+from waybill.v1 import jobs_pb2, jobstore_pb2
 
 ABSENT: Final = 0
 """The version of an entity that does not exist."""
 UNSEEN: Final = -1
 """The version of an entity that an earlier commit of the batch has changed: nobody can have read it yet."""
+_ENDED_BADLY: Final = frozenset(
+    {
+        jobs_pb2.EXECUTION_STATUS_FAILED,
+        jobs_pb2.EXECUTION_STATUS_ABORTED,
+        jobs_pb2.EXECUTION_STATUS_UNKNOWN,
+        jobs_pb2.EXECUTION_STATUS_SKIPPED,
+    }
+)
 
 
 # --- what the store holds --------------------------------------------------------------------------------------------
@@ -78,6 +89,8 @@ class Guards:
     """Job and hash by owner and request id."""
     holders: dict[Key, list[Holder]] = field(default_factory=dict)
     versions: dict[Key, int] = field(default_factory=dict)
+    external_jobs: dict[str, tuple[ExternalJob, int]] = field(default_factory=dict)
+    """Jobs that flows are to be attached to, with the number of their steps, by id."""
 
 
 # --- verdicts --------------------------------------------------------------------------------------------------------
@@ -123,6 +136,7 @@ def judge(guards: Guards, coordinator_id: str, commit: jobstore_pb2.FlowCommit) 
         _check_lease(guards, coordinator_id)
         or _check_sequence(guards, coordinator_id, commit)
         or _check_request_id(guards, commit)
+        or _check_external(guards, commit)
         or _check_locks(guards, commit)
         or _check_versions(guards, commit)
     )
@@ -175,6 +189,21 @@ def _check_request_id(guards: Guards, commit: jobstore_pb2.FlowCommit) -> Verdic
     return Refuse(already_exists("REQUEST_ID_REUSED", message, job_id=job_id))
 
 
+def _check_external(guards: Guards, commit: jobstore_pb2.FlowCommit) -> Verdict | None:
+    if not commit.external_job_id or not commit.HasField("new_job"):
+        return None
+    known = guards.external_jobs.get(commit.external_job_id)
+    if known is None:
+        job_id = commit.external_job_id
+        return Refuse(not_found("JOB_NOT_FOUND", f"there is no job {job_id}", job_id=job_id))
+    job, steps = known
+    try:
+        check_new_step(job, (), steps)
+    except WaybillError as error:
+        return Refuse(error)
+    return None
+
+
 def _check_locks(guards: Guards, commit: jobstore_pb2.FlowCommit) -> Verdict | None:
     for lock in commit.locks:
         key = key_of(lock.entity)
@@ -219,6 +248,8 @@ def _apply(guards: Guards, commit: jobstore_pb2.FlowCommit) -> Apply:
     if commit.ends_flow:
         free_locks(guards, commit.flow_command_id)
         locks = []
+    if commit.external_job_id in guards.external_jobs:
+        _note_external(guards, commit)
     for change in commit.entities:
         guards.versions[key_of(change.entity)] = ABSENT if change.remove else UNSEEN
     return Apply(locks, correlation_id)
@@ -228,6 +259,15 @@ def _use_request_id(guards: Guards, commit: jobstore_pb2.FlowCommit) -> None:
     job = commit.new_job
     if job.request_id:
         guards.requests[job.owner, job.request_id] = (commit.job_id, job.request_hash)
+
+
+def _note_external(guards: Guards, commit: jobstore_pb2.FlowCommit) -> None:
+    """An external job has a step more, or has failed with the flow that is attached to it."""
+    job, steps = guards.external_jobs[commit.external_job_id]
+    status = commit.new_job.status if commit.HasField("new_job") else commit.job.status
+    if status in _ENDED_BADLY:
+        job = ExternalJob(job.job_id, job.external, "FAILED")
+    guards.external_jobs[commit.external_job_id] = (job, steps + commit.HasField("new_job"))
 
 
 def _locks_to_take(guards: Guards, commit: jobstore_pb2.FlowCommit) -> list[jobstore_pb2.LockRow]:

@@ -16,6 +16,7 @@ from chassis.errors import WaybillError
 from chassis.spans import parse_traceparent
 from jobstore import rows, statements
 from jobstore.declarations import Declarations
+from jobstore.externalturn import follow, read_external_jobs
 from jobstore.guards import Apply, Existing, Guards, Holder, Refuse, Repeated, Root, Verdict, judge, lease_lost
 from jobstore.messages import entity_message, job_message, timestamp
 from jobstore.metrics import JournalTallies
@@ -41,6 +42,7 @@ async def transact(batch: Sequence[Commit | Notes], metrics: JournalTallies, tur
     if applied:
         turn.changed = True
         await _write(turn, _gather(applied, stored))
+    attached = [await follow(turn, part.commit) for part, _ in applied if part.commit.external_job_id]
     await _write_notes(turn, [note for note in notes if note.coordinator_id in guards.leases])
     answers = await _answers(turn, verdicts)
 
@@ -51,6 +53,8 @@ async def transact(batch: Sequence[Commit | Notes], metrics: JournalTallies, tur
             note.answer(None if note.coordinator_id in guards.leases else lease_lost(note.coordinator_id))
         metrics.settled(verdicts, guards.roots, turn.time, len(commits))
         _log(applied, guards.roots, turn.revision)
+        for report in attached:
+            report.log()
 
     return tell
 
@@ -95,7 +99,7 @@ async def _guards_of(batch: Sequence[Commit | Notes], writer: Writer) -> Guards:
     jobs = [commit.new_job for commit in commits if commit.new_job.request_id]
     read = {key_of(read.entity) for commit in commits for read in commit.read_versions}
     changed = {key_of(change.entity) for commit in commits for change in commit.entities}
-    return await read_guards(
+    guards = await read_guards(
         writer,
         coordinators={part.coordinator_id for part in batch},
         flows=[commit.flow_command_id for commit in commits],
@@ -103,6 +107,10 @@ async def _guards_of(batch: Sequence[Commit | Notes], writer: Writer) -> Guards:
         locks={key_of(lock.entity) for commit in commits for lock in commit.locks},
         entities=read | changed,
     )
+    external_jobs = {commit.external_job_id for commit in commits if commit.external_job_id}
+    if external_jobs:
+        guards.external_jobs = await read_external_jobs(writer, external_jobs)
+    return guards
 
 
 async def read_guards(

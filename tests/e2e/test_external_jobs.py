@@ -9,12 +9,12 @@ from typing import Any
 
 import pytest
 import pytest_asyncio
-from tests.e2e.datacentre import FAILED, FINISHED, STARTED, UNKNOWN, DataCentre, data_centre
+from tests.e2e.datacentre import ABORTED, FAILED, FINISHED, STARTED, UNKNOWN, DataCentre, data_centre
 from typer.testing import CliRunner, Result
 
 from waybill.v1.jobs_pb2 import JobView
 from waybill_cli.__main__ import app
-from waybill_client import FailedPrecondition, NotFound, where
+from waybill_client import FailedPrecondition, NotFound, WaybillError, where
 
 pytestmark = [pytest.mark.asyncio(loop_scope="module"), pytest.mark.timeout(180)]
 
@@ -92,6 +92,91 @@ async def test_a_job_of_which_nothing_is_heard_ends_unknown(centre: DataCentre) 
     await centre.client.clear_external_job(job.job_id)
     with pytest.raises(NotFound):
         await centre.client.get_job(job.job_id, JobView.JOB_VIEW_BASIC)
+
+
+class TestAttachedCommands:
+    pytestmark = pytest.mark.rule("semantics §4: A command may be attached to an external job as a step")
+
+    async def test_a_step_shows_the_command_and_ends_with_it(self, centre: DataCentre) -> None:
+        client = centre.client
+        external = await client.add_external_job("Migration", correlation_id="migration-1")
+        await client.end_external_step((await client.add_external_step(external.job_id, "Asking the user")).step_id)
+        job = await centre.run(
+            "AddDisk", {"disk_id": "d-2", "size_mb": 1, "host_id": "host-1"}, external_job_id=external.job_id
+        )
+        assert (job.status, job.visible, job.external) == (FINISHED, False, False)
+        tree = await client.get_job(external.job_id)
+        shown = tree.steps[1]
+        assert (tree.status, tree.progress) == (STARTED, 99)
+        assert (shown.step_type, shown.description, shown.status) == ("AddDisk", job.description, FINISHED)
+        assert (shown.number, shown.command_id, shown.progress) == (1, job.flow_command_id, 100)
+        assert (await client.get_job_of_command(shown.command_id)).job_id == job.job_id
+        assert (await client.end_external_job(external.job_id)).status == FINISHED
+        assert job.job_id not in {each.job_id async for each in client.list_jobs()}
+
+    async def test_one_that_fails_fails_the_external_job(self, centre: DataCentre) -> None:
+        external = await centre.client.add_external_job("Migration")
+        await centre.client.add_external_step(external.job_id, "open meanwhile")
+        await centre.program("host-1", {"verb": "createVolume", "outcome": "fail"})
+        parameters = {"disk_id": "d-3", "size_mb": 1, "host_id": "host-1"}
+        job = await centre.run("AddDisk", parameters, external_job_id=external.job_id)
+        tree = await centre.client.get_job(external.job_id)
+        assert (job.status, tree.status, [step.status for step in tree.steps]) == (FAILED, FAILED, [ABORTED, FAILED])
+        assert tree.steps[1].error.message == job.error.message
+
+    async def test_one_that_is_refused_by_its_own_rules_fails_the_external_job(self, centre: DataCentre) -> None:
+        external = await centre.client.add_external_job("Migration")
+        job = await centre.run("RemoveVm", {"vm_id": "nobody-s"}, external_job_id=external.job_id)
+        tree = await centre.client.get_job(external.job_id)
+        assert (job.status, tree.status, tree.steps[0].status) == (FAILED, FAILED, FAILED)
+
+    async def test_it_goes_on_when_its_coordinator_dies(self, centre: DataCentre) -> None:
+        external = await centre.client.add_external_job("Migration")
+        await centre.program("host-1", {"verb": "createVolume", "work_ms": 1000})
+        parameters = {"disk_id": "d-4", "size_mb": 1, "host_id": "host-1"}
+        job = await centre.client.run_command("AddDisk", parameters, external_job_id=external.job_id)
+        await centre.until_running(job)
+        for coordinator in centre.stack.coordinators:
+            await centre.stack.kill(coordinator)
+        assert (await centre.ended(job)).status == FINISHED
+        tree = await centre.client.get_job(external.job_id)
+        assert (tree.status, tree.steps[0].status) == (STARTED, FINISHED)
+        await centre.client.end_external_job(external.job_id)
+
+    async def test_an_external_job_that_ends_before_leaves_the_command_alone(self, centre: DataCentre) -> None:
+        external = await centre.client.add_external_job("Migration")
+        await centre.program("host-1", {"verb": "createVolume", "work_ms": 500})
+        parameters = {"disk_id": "d-5", "size_mb": 1, "host_id": "host-1"}
+        job = await centre.client.run_command("AddDisk", parameters, external_job_id=external.job_id)
+        await centre.until_running(job)
+        with pytest.raises(FailedPrecondition) as refused:
+            await centre.client.end_external_job(external.job_id)
+        assert refused.value.reason == "STEPS_OPEN"
+        shown = (await centre.client.get_job(external.job_id)).steps[0]
+        with pytest.raises(FailedPrecondition) as refused:
+            await centre.client.end_external_step(shown.step_id)
+        assert refused.value.reason == "STEP_OF_COMMAND"
+        assert (await centre.client.end_external_job(external.job_id, force=True)).status == ABORTED
+        assert (await centre.ended(job)).status == FINISHED
+        assert (await centre.client.get_job(external.job_id)).steps[0].status == ABORTED
+        await centre.client.clear_external_job(external.job_id)
+
+    async def test_only_an_open_external_job_takes_one_and_else_nothing_is_stored(self, centre: DataCentre) -> None:
+        over = await centre.client.add_external_job("over")
+        await centre.client.end_external_job(over.job_id)
+        ours = await centre.run("AddDisk", {"disk_id": "d-6", "size_mb": 1, "host_id": "host-1"})
+        parameters = {"disk_id": "d-7", "size_mb": 1, "host_id": "host-1"}
+        before = await centre.stored()
+        for job_id, reason in (
+            (over.job_id, "JOB_ENDED"),
+            (ours.job_id, "NOT_EXTERNAL"),
+            (over.job_id.replace("0", "1"), "JOB_NOT_FOUND"),
+        ):
+            with pytest.raises(WaybillError) as refused:
+                await centre.client.run_command("AddDisk", parameters, external_job_id=job_id)
+            assert refused.value.reason == reason
+        assert await centre.stored() == before
+        assert await centre.effects("d-7") == {}
 
 
 async def test_a_script_reports_its_work_by_the_program(centre: DataCentre) -> None:

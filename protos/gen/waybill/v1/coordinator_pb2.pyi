@@ -80,7 +80,11 @@ class RunCommandRequest(_message.Message):
     priority: _builtins.int
     """Higher goes first. Default 0."""
     external_job_id: _builtins.str
-    """An external job under which the command shows as a step; empty: it makes a job of its own."""
+    """An external job of which the command shows as a step; empty: of none. The command has a job of its own all the same,
+    which the step's command_id leads to; it is left out of lists unless `visible` says otherwise. The step ends with
+    that job; if it does not end FINISHED, the external job has failed. NOT_FOUND JOB_NOT_FOUND, FAILED_PRECONDITION
+    NOT_EXTERNAL or JOB_ENDED: there is no such external job that is open, and nothing is stored.
+    """
     visible: _builtins.bool
     """Overrides the type's own choice whether the job is shown in lists."""
     @_builtins.property

@@ -1782,6 +1782,7 @@ class FlowCommit(_message.Message):
     ENDS_FLOW_FIELD_NUMBER: _builtins.int
     REPORT_ENTITIES_FIELD_NUMBER: _builtins.int
     HANDLED_REQUESTS_FIELD_NUMBER: _builtins.int
+    EXTERNAL_JOB_ID_FIELD_NUMBER: _builtins.int
     flow_command_id: _builtins.str
     """The flow."""
     epoch: _builtins.int
@@ -1792,6 +1793,8 @@ class FlowCommit(_message.Message):
     """The flow's job. Must be there in every commit."""
     ends_flow: _builtins.bool
     """True: the flow has ended; its locks and snapshots go."""
+    external_job_id: _builtins.str
+    """The external job of which the flow's job is a step; in every commit of such a flow."""
     @_builtins.property
     def read_versions(self) -> _containers.RepeatedCompositeFieldContainer[Global___EntityVersion]:
         """Guards: refused with CONFLICT unless each has this version."""
@@ -1875,10 +1878,11 @@ class FlowCommit(_message.Message):
         ends_flow: _builtins.bool = ...,
         report_entities: _abc.Iterable[Global___EntityRef] | None = ...,
         handled_requests: _abc.Iterable[_builtins.str] | None = ...,
+        external_job_id: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["job", b"job", "new_job", b"new_job"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["commands", b"commands", "ends_flow", b"ends_flow", "entities", b"entities", "epoch", b"epoch", "events", b"events", "flow_command_id", b"flow_command_id", "handled_requests", b"handled_requests", "job", b"job", "job_id", b"job_id", "locks", b"locks", "new_commands", b"new_commands", "new_job", b"new_job", "new_steps", b"new_steps", "new_tasks", b"new_tasks", "read_versions", b"read_versions", "report_entities", b"report_entities", "sequence", b"sequence", "snapshots", b"snapshots", "steps", b"steps", "tasks", b"tasks"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["commands", b"commands", "ends_flow", b"ends_flow", "entities", b"entities", "epoch", b"epoch", "events", b"events", "external_job_id", b"external_job_id", "flow_command_id", b"flow_command_id", "handled_requests", b"handled_requests", "job", b"job", "job_id", b"job_id", "locks", b"locks", "new_commands", b"new_commands", "new_job", b"new_job", "new_steps", b"new_steps", "new_tasks", b"new_tasks", "read_versions", b"read_versions", "report_entities", b"report_entities", "sequence", b"sequence", "snapshots", b"snapshots", "steps", b"steps", "tasks", b"tasks"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -2442,6 +2446,7 @@ class FlowRows(_message.Message):
     SNAPSHOTS_FIELD_NUMBER: _builtins.int
     WAITED_ENTITIES_FIELD_NUMBER: _builtins.int
     REQUESTS_FIELD_NUMBER: _builtins.int
+    EXTERNAL_JOB_ID_FIELD_NUMBER: _builtins.int
     flow_command_id: _builtins.str
     """The flow."""
     coordinator_id: _builtins.str
@@ -2450,6 +2455,8 @@ class FlowRows(_message.Message):
     """As stored."""
     sequence: _builtins.int
     """Of the last commit."""
+    external_job_id: _builtins.str
+    """The external job of which the flow's job is a step; empty: of none."""
     @_builtins.property
     def job(self) -> Global___JobRow:
         """Its job."""
@@ -2492,10 +2499,11 @@ class FlowRows(_message.Message):
         snapshots: _abc.Iterable[Global___SnapshotRow] | None = ...,
         waited_entities: _abc.Iterable[_jobs_pb2.Entity] | None = ...,
         requests: _abc.Iterable[Global___FlowRequest] | None = ...,
+        external_job_id: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["job", b"job"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["commands", b"commands", "coordinator_id", b"coordinator_id", "epoch", b"epoch", "flow_command_id", b"flow_command_id", "job", b"job", "requests", b"requests", "sequence", b"sequence", "snapshots", b"snapshots", "steps", b"steps", "tasks", b"tasks", "waited_entities", b"waited_entities"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["commands", b"commands", "coordinator_id", b"coordinator_id", "epoch", b"epoch", "external_job_id", b"external_job_id", "flow_command_id", b"flow_command_id", "job", b"job", "requests", b"requests", "sequence", b"sequence", "snapshots", b"snapshots", "steps", b"steps", "tasks", b"tasks", "waited_entities", b"waited_entities"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
