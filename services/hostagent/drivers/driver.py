@@ -231,10 +231,14 @@ class NoSuchDriver(Exception):  # noqa: N818
 
 
 def load_driver(name: str) -> Driver:
-    """Finds an installed driver by its name. Raises NoSuchDriver."""
+    """Finds an installed driver by its name, with the verbs that other packages add to it. Raises NoSuchDriver."""
     found: dict[str, Any] = {each.name: each for each in importlib.metadata.entry_points(group=ENTRY_POINTS)}
-    if name not in found:
-        raise NoSuchDriver(f"no driver {name}; installed: {', '.join(sorted(found)) or 'none'}")
+    drivers = sorted(each for each in found if "." not in each)
+    if name not in drivers:
+        raise NoSuchDriver(f"no driver {name}; installed: {', '.join(drivers) or 'none'}")
     driver = found[name].load().driver
     assert isinstance(driver, Driver), f"{found[name].value}.driver is no Driver"
+    for each in found.values():
+        if each.name.startswith(f"{name}."):
+            each.load()
     return driver
