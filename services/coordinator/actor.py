@@ -27,6 +27,7 @@ from coordinator import events as ev
 from coordinator import wire
 from coordinator.chronicle import Chronicle
 from coordinator.commands.base import Command, CommandType
+from coordinator.doorbell import Room
 from coordinator.flow import INTERNAL, FlowTree
 from coordinator.plan import EntityRef
 from coordinator.retries import Backoff
@@ -42,7 +43,7 @@ if TYPE_CHECKING:
 log = logs.get_logger(__name__)
 
 CODE_AT_ONCE: Final = 64
-"""Commands of a flow whose code runs at a time: thousands of children would keep the loop from everything else."""
+"""Commands of a flow whose code runs at a time, and in a turn of the loop: a flow may have thousands."""
 
 
 class Actor:
@@ -57,7 +58,7 @@ class Actor:
         self._handling = False
         self._reading = Reading(engine.read_entities)
         self._live: dict[str, Command] = {}
-        self._room = asyncio.Semaphore(CODE_AT_ONCE)
+        self._room = Room(CODE_AT_ONCE)
         self._cancels: dict[int, asyncio.Future[jobs_pb2.Job]] = {}
         self._timers: dict[str, float] = {}  # the latest moment of each key: an older one fires for nothing
         self._waits: frozenset[EntityRef] = frozenset()

@@ -1,6 +1,7 @@
 """Push to wake, poll to be safe: a bell that is answered at once, and looked after anyway after a while.
 
-And how batches become large without a timer: what is about to be sent waits until the loop is at rest.
+And what belongs to it: how batches become large without a timer (what is about to be sent waits until the loop is at
+rest), and how crowds are kept from holding the loop up.
 """
 
 from __future__ import annotations
@@ -42,6 +43,22 @@ async def settled(queue: Sized) -> None:
         quiet = quiet + 1 if len(queue) == before else 0
         if quiet == _QUIET_TURNS:
             return
+
+
+class Room:
+    """For so many at a time, and in a turn of the loop: who leaves makes room in the next.
+
+    A crowd whose work awaits nothing would else pass in one turn, and keep the loop from everything besides.
+    """
+
+    def __init__(self, places: int) -> None:
+        self._places = asyncio.Semaphore(places)
+
+    async def __aenter__(self) -> None:
+        await self._places.acquire()
+
+    async def __aexit__(self, *_: object) -> None:
+        asyncio.get_running_loop().call_soon(self._places.release)
 
 
 class Doorbell:
