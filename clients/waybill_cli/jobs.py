@@ -1,9 +1,10 @@
-"""`waybill jobs`: list, get, watch, cancel, tasks."""
+"""`waybill jobs`: list, fields, get, watch, cancel, tasks."""
 
 from __future__ import annotations
 
 import uuid
 from collections.abc import AsyncIterator, Iterable
+from enum import StrEnum
 from typing import Annotated, Any, TypeVar
 
 import typer
@@ -12,6 +13,7 @@ from rich.console import Group
 from rich.text import Text
 
 from waybill.v1.jobs_pb2 import HostTask, Job
+from waybill.v1.jobstore_pb2 import FilteredKind, FilterField
 from waybill_cli.exits import Complaint, Exit
 from waybill_cli.follow import exit_code_of, follow, shown_as, unseen
 from waybill_cli.jaeger import Jaeger
@@ -71,6 +73,22 @@ TASK_COLUMNS: list[Column[HostTask]] = [
 ]
 
 
+FIELD_COLUMNS: list[Column[FilterField]] = [
+    Column("FIELD", lambda field: f"{field.name}, {field.alias}" if field.alias else field.name, whole=True),
+    Column("OPERATORS", lambda field: " ".join(field.operators), whole=True),
+    Column("WHAT IT IS", lambda field: field.description),
+    Column("VALUE", lambda field: field.value_format),
+]
+
+
+class Filtered(StrEnum):
+    """What filters can be about."""
+
+    JOBS = "jobs"
+    EVENTS = "events"
+    ENTITIES = "entities"
+
+
 class NoJobLike(Complaint):
     """No job's id begins or ends so."""
 
@@ -104,6 +122,26 @@ def list_jobs(
         async with session_of(context).client() as client:
             jobs = client.list_jobs(wanted, order_by=order_by, page_size=min(limit, 1000))
             show_rows(await first(limit, jobs), [*JOB_COLUMNS, *wide], output)
+
+    perform(work())
+
+
+@app.command("fields")
+def list_fields(
+    context: typer.Context,
+    of: Annotated[Filtered, typer.Option("--of", help="Of which filters.")] = Filtered.JOBS,
+    output: FormatOption = Format.TABLE,
+) -> None:
+    """Lists the fields that filters may name, and how they are compared.
+
+    status = (FAILED OR ABORTED) AND entity:"VM/vm-1"; type = "Remove*" AND has(error); create_time >
+    2026-11-22T08:00:00Z AND duration > 90s; NOT owner = ann. Words by themselves are searched for in descriptions.
+    """
+
+    async def work() -> None:
+        async with session_of(context).client() as client:
+            fields = await client.list_filter_fields(FilteredKind.Value(f"FILTERED_KIND_{of.name}"))
+        show_rows(fields, FIELD_COLUMNS, output)
 
     perform(work())
 

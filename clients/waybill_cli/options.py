@@ -21,7 +21,9 @@ CommandTypeArgument: TypeAlias = Annotated[
     typer.Argument(metavar="TYPE", help="Name of a command type.", autocompletion=completion.command_types),
 ]
 LimitOption: TypeAlias = Annotated[int, typer.Option("--limit", min=1, help="Show at most so many.")]
-FilterOption: TypeAlias = Annotated[str, typer.Option("--filter", help="Like: status = FAILED AND owner = ann")]
+FilterOption: TypeAlias = Annotated[
+    str, typer.Option("--filter", help="Like: status = FAILED AND owner = ann; `waybill jobs fields` shows all fields.")
+]
 CorrelationIdOption: TypeAlias = Annotated[
     str | None, typer.Option("--correlation-id", help="Of this action: 1-50 of letters, digits, _ and -.")
 ]

@@ -30,7 +30,7 @@ _REMEDIES = {
     "PARAMETERS_INVALID": "`waybill commands describe TYPE` shows what it takes",
     "CORRELATION_ID_INVALID": "1 to 50 of letters, digits, _ and -",
     "REQUEST_ID_REUSED": "another body was sent under that id: `waybill jobs get {job_id}`",
-    "FILTER_INVALID": """like 'status = FAILED AND entity = "VM/vm-1"'""",
+    "FILTER_INVALID": """like 'status = FAILED AND entity:"VM/vm-1"'; `waybill jobs fields` shows what can be asked""",
     "JOB_NOT_FOUND": "`waybill jobs list` shows the jobs",
     "NOT_CANCELABLE": "`waybill commands describe TYPE` says what cancelling does",
     "STEPS_OPEN": "end them first, or end the job with --failed REASON or --force",

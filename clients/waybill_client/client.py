@@ -211,6 +211,13 @@ class WaybillClient:
 
     # Jobs
 
+    async def list_filter_fields(
+        self, kind: jobstore.FilteredKind.ValueType = jobstore.FILTERED_KIND_JOBS
+    ) -> list[jobstore.FilterField]:
+        """The fields that filters of jobs, events or entities may name."""
+        answer = await self._reads.call(self._jobstore.ListFilterFields, jobstore.ListFilterFieldsRequest(kind=kind))
+        return list(answer.fields)
+
     async def get_job(self, job_id: str, view: JobView.ValueType = JobView.JOB_VIEW_TREE) -> Job:
         """One job, with its steps unless the view is BASIC."""
         return await self._reads.call(self._jobstore.GetJob, jobstore.GetJobRequest(job_id=job_id, view=view))
@@ -244,13 +251,15 @@ class WaybillClient:
         *,
         since_time: datetime | None = None,
         store_epoch: str = "",
+        filter: str = "",
         page_size: int = 0,
     ) -> jobstore.GetModifiedJobsResponse:
-        """What changed since a revision or a time; ask again with the answer's revision."""
+        """What changed since a revision or a time of what matches; ask again with the answer's revision."""
         request = jobstore.GetModifiedJobsRequest(
             since_revision=since_revision,
             since_time=timestamp(since_time) if since_time else None,
             store_epoch=store_epoch,
+            filter=filter,
             page_size=page_size,
         )
         return await self._reads.call(self._jobstore.GetModifiedJobs, request)

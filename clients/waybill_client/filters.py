@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import re
+
 
 def where(**terms: str | bool | None) -> str:
-    """A filter in which all of the terms must hold; a term that is None is left out.
+    """A filter in which all of the terms must hold; a term that is None is left out. A star is a star, no wildcard.
 
     >>> where(status="FAILED", entity="VM/vm-1", owner=None)
     'status = "FAILED" AND entity = "VM/vm-1"'
@@ -15,5 +17,4 @@ def where(**terms: str | bool | None) -> str:
 def _literal(value: str | bool) -> str:
     if isinstance(value, bool):
         return "true" if value else "false"
-    escaped = value.replace("\\", "\\\\").replace('"', '\\"')
-    return f'"{escaped}"'
+    return '"' + re.sub(r'(["*\\])', r"\\\1", value) + '"'

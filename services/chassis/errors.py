@@ -124,12 +124,13 @@ def for_the_wire(error: WaybillError) -> tuple[str, tuple[tuple[str, str | bytes
     Metadata has a soft limit of 8 KiB, beyond which the reader would get RESOURCE_EXHAUSTED instead of our error, so
     what is too long is cut here. A job's stored error keeps all of it.
     """
+    violations = error.violations[:8]
     brief = WaybillError(
         error.code,
         error.reason,
         _cut(error.message, 500),
         metadata={key: _cut(value, 200) for key, value in itertools.islice(error.metadata.items(), 8)},
-        violations=[(_cut(field, 100), _cut(text, 100)) for field, text in error.violations[:8]],
+        violations=[(_cut(field, 100), _cut(text, 800 // len(violations))) for field, text in violations],
         retry_after=error.retry_after,
     )
     return _cut(brief.message, 200), ((DETAILS_KEY, brief.to_status().SerializeToString()),)

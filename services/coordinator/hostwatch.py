@@ -159,4 +159,4 @@ class HostWatch:
 
 
 def _quotable(text: str) -> str:
-    return text.replace("\\", "\\\\").replace('"', '\\"')
+    return text.replace("\\", "\\\\").replace('"', '\\"').replace("*", "\\*")

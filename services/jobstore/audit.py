@@ -13,8 +13,8 @@ from __future__ import annotations
 
 from typing import Final
 
-from jobstore.fields import Bindings
 from jobstore.filter import Filter
+from jobstore.kinds import Bindings
 from jobstore.messages import SEVERITY, Row, status, subject, timestamp
 from jobstore.paging import Page, Paging, microseconds, time_of
 from jobstore.snapshots import Pool, borrowed

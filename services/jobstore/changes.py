@@ -20,9 +20,9 @@ from datetime import datetime
 from typing import Final
 
 from jobstore.display import in_display_order
-from jobstore.fields import Bindings
 from jobstore.filter import Filter
 from jobstore.head import head_of
+from jobstore.kinds import Bindings
 from jobstore.messages import (
     ENTITY_COLUMNS,
     ENTITY_TYPE,
@@ -84,7 +84,9 @@ async def read_batch(
     until = min(rows[-1]["revision"] if len(rows) >= limit else head.revision for rows in (jobs, tombstones, entities))
     changed = [_changed(row, since) for row in jobs if row["revision"] <= until]
     if Scope.STEPS in scope:
-        await _add_steps(connection, changed, since.revision, whole=Scope.TREES in scope)
+        await _add_steps(connection, changed, since.revision, scope)
+    if Scope.HOSTS in scope:
+        await _add_hosts(connection, changed)
     return Batch(
         since=Position(after, since.time),
         until=Position(until, head.time if until == head.revision else None),
@@ -140,14 +142,31 @@ def _in_order(changed: Iterable[JobChanged], tombstones: Iterable[Row]) -> list[
     return sorted((*changed, *removed), key=lambda change: change.revision) if removed else list(changed)
 
 
-async def _add_steps(connection: Connection, changed: Sequence[JobChanged], since: int, *, whole: bool) -> None:
+async def _add_steps(connection: Connection, changed: Sequence[JobChanged], since: int, scope: Scope) -> None:
     """Reads the steps that changed, and where they are wanted whole, those of the jobs that may have begun to match."""
-    wholes = {change.job.job_id for change in changed if whole and change.status_changed}
+    trees, all_whole = Scope.TREES in scope, Scope.WHOLE in scope
+    wholes = {change.job.job_id for change in changed if all_whole or (trees and change.status_changed)}
     steps = await _steps(connection, [change.job.job_id for change in changed], since, list(wholes))
     for change in changed:
         rows = steps.get(change.job.job_id, [])
         change.changed_steps = [step_message(row) for row in rows if row["revision"] > since]
         change.steps = [step_message(row) for row in rows] if change.job.job_id in wholes else None
+
+
+async def _add_hosts(connection: Connection, changed: Sequence[JobChanged]) -> None:
+    """Reads where jobs have begun something. A row of a task comes with a new revision of its job, and never goes."""
+    if not changed:
+        return
+    rows = await connection.fetch(
+        """
+        SELECT host_task.job_id, array_agg(DISTINCT host_task.host_id) AS hosts FROM host_task
+        WHERE host_task.job_id = ANY($1) AND host_task.host_id <> '' GROUP BY host_task.job_id
+        """,
+        [change.job.job_id for change in changed],
+    )
+    hosts = {row["job_id"]: frozenset(row["hosts"]) for row in rows}
+    for change in changed:
+        change.hosts = hosts.get(change.job.job_id, frozenset())
 
 
 async def _steps(
@@ -191,7 +210,7 @@ async def read_snapshot_page(
     )
     page = [JobChanged(row["revision"], job_message(row), True) for row in rows]
     if tree:
-        await _add_steps(connection, page, 0, whole=True)
+        await _add_steps(connection, page, 0, Scope.WHOLE)
     return page
 
 

@@ -9,7 +9,7 @@ from google.protobuf.timestamp_pb2 import Timestamp
 
 from chassis.context import valid_correlation_id
 from chassis.errors import invalid_field, reject_control_in
-from jobstore.fields import MAX_NAME_LENGTH, UUID
+from jobstore.kinds import MAX_NAME_LENGTH, UUID
 from jobstore.messages import ENTITY_TYPE_NAME, EPOCH
 from waybill.v1 import jobs_pb2
 

@@ -1,175 +1,323 @@
-"""The fields that filters may name: how each is written, where it is found in SQL, how it is compared in a message.
+"""The fields that filters may name, each said once: what it is, of which kind (`kinds.py`), where it stands in SQL, how
+it is read off a message, and whether it may have another value tomorrow.
 
-Published by kind of thing: `JOBS`, `EVENTS`, `ENTITIES`. All fields of a job but its status are set when it is made and
-never change.
+Published by kind of thing: `JOBS`, `EVENTS`, `ENTITIES`. The list that people see is made of these (ListFilterFields).
+
+A field has one value, none, or, if `within` is set, any number of them. A comparison holds if any of the values
+fulfils it; what has no value fulfils nothing.
 """
 
 from __future__ import annotations
 
-import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass, field
-from typing import Final
+from datetime import datetime, timedelta
+from enum import IntEnum
+from typing import Any, Final, Protocol
 
-from chassis.context import valid_correlation_id
-from jobstore.messages import ENTITY_TYPE, EXECUTION_STATUS, SEVERITY
-from waybill.v1 import jobs_pb2
+from google.protobuf.timestamp_pb2 import Timestamp
+from google.rpc import error_details_pb2, status_pb2
 
-MAX_NAME_LENGTH: Final = 256
-UUID: Final = re.compile(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}", re.IGNORECASE)
+from jobstore.kinds import (
+    Choice,
+    CorrelationId,
+    Duration,
+    EntityName,
+    Flag,
+    Kind,
+    Number,
+    Prose,
+    Something,
+    Status,
+    Text,
+    Time,
+    Uuid,
+)
+from jobstore.messages import ENTITY_TYPE_NAME, EPOCH, EXECUTION_STATUS, SEVERITY
+from waybill.v1 import jobs_pb2, jobstore_pb2
 
-Value = str | bool | tuple[str, str]
-"""A value as compared: a text or an enum's short name, a truth, or an entity's type and id."""
+
+class Seen(Protocol):
+    """A job as a watch sees it."""
+
+    @property
+    def job(self) -> jobs_pb2.Job:
+        """Without steps."""
+        ...
+
+    @property
+    def hosts(self) -> Collection[str]:
+        """Where it has begun something; need not be known unless a filter mentions `host`."""
+        ...
 
 
-class Bindings:
-    """The values of one statement, in the order of their placeholders."""
+class Changes(IntEnum):
+    """When a field may get another value."""
 
-    def __init__(self, *values: object) -> None:
-        self.values = list(values)
-
-    def __call__(self, value: object) -> str:
-        """Binds a value and returns its placeholder, `$3`."""
-        self.values.append(value)
-        return f"${len(self.values)}"
-
-
-Read = Callable[[str], Value]
-"""Text as written to value; raises ValueError saying what would be right."""
+    NEVER = 0
+    WITH_STATUS = 1
+    """With a change of the job's status only."""
+    ANY_TIME = 2
 
 
 @dataclass(frozen=True)
 class Field:
-    """A published field: how its value is written, where it is found in SQL, and how it is compared in a job."""
+    """A published field."""
 
     name: str
-    read: Read = field(compare=False)
-    equals: Callable[[Bindings, Value], str] = field(compare=False)
-    """The SQL condition for "is equal to"."""
-    differs: Callable[[Bindings, Value], str] | None = field(default=None, compare=False)
-    """The one for "is not equal to", where there is a better one than the opposite of that."""
-    holds: Callable[[jobs_pb2.Job, Value], bool] | None = field(default=None, compare=False)
-    """The same of a message; None: nobody watches this kind of thing."""
-    changing: bool = False
-    """True: it may have another value tomorrow."""
+    kind: Kind = field(compare=False)
+    column: str = field(compare=False)
+    """Its value in SQL; of one that has many, one of them."""
+    about: str = field(compare=False)
+    """What it is, for people."""
+    get: Callable[[Seen], Any] | None = field(default=None, compare=False)
+    """Its value in a message, None if it has none; of one that has many, all. None: nobody watches this kind of
+    thing."""
+    changes: Changes = field(default=Changes.NEVER, compare=False)
+    within: str = field(default="", compare=False)
+    """Of one that has many values: the SQL around a condition (`{}`) on one of them."""
+    alias: str = field(default="", compare=False)
+    """Another name for it."""
+
+    def __str__(self) -> str:
+        return f"{self.name} (or {self.alias})" if self.alias else self.name
 
 
-def _text(text: str) -> str:
-    if len(text) > MAX_NAME_LENGTH:
-        raise ValueError(f"must be at most {MAX_NAME_LENGTH} characters")
-    return text
+class Published:
+    """The fields of a kind of thing."""
+
+    def __init__(self, *fields: Field, text: str) -> None:
+        """`text` names the field in which words by themselves are searched for."""
+        self._fields = fields
+        self._by_name = {each.name: each for each in fields} | {each.alias: each for each in fields if each.alias}
+        self.text = self._by_name[text]
+
+    def __getitem__(self, name: str) -> Field:
+        return self._by_name[name]
+
+    def __contains__(self, name: str) -> bool:
+        return name in self._by_name
+
+    def __iter__(self) -> Iterator[Field]:
+        return iter(self._fields)
+
+    def __str__(self) -> str:
+        return ", ".join(map(str, self._fields))
 
 
-def _uuid(text: str) -> str:
-    if not UUID.fullmatch(text):
-        raise ValueError("must be a UUID")
-    return text.lower()
+# --- jobs ----------------------------------------------------------------------------------------------------------
 
 
-def _correlation_id(text: str) -> str:
-    if not valid_correlation_id(text):
-        raise ValueError("must be 1-50 of [0-9A-Za-z_-]")
-    return text
+def _moment(time: Timestamp) -> datetime:
+    return EPOCH + timedelta(seconds=time.seconds, microseconds=time.nanos // 1_000)
 
 
-def _truth(text: str) -> bool:
-    if text not in ("true", "false"):
-        raise ValueError("must be true or false")
-    return text == "true"
+def _time(name: str) -> Callable[[Seen], datetime | None]:
+    def get(seen: Seen) -> datetime | None:
+        return _moment(getattr(seen.job, name)) if seen.job.HasField(name) else None  # type: ignore[arg-type]
+
+    return get
 
 
-def _one_of(names: Mapping[str | None, int]) -> Read:
-    known = [name for name in names if name is not None]
-
-    def read(text: str) -> str:
-        if text not in known:
-            raise ValueError(f"must be one of {', '.join(known)}")
-        return text
-
-    return read
+def _duration(seen: Seen) -> timedelta | None:
+    job = seen.job
+    if not (job.HasField("start_time") and job.HasField("end_time")):
+        return None
+    return _moment(job.end_time) - _moment(job.start_time)
 
 
-def _entity(text: str) -> tuple[str, str]:
-    entity_type, slash, entity_id = text.partition("/")
-    if not slash or not entity_id or entity_type not in ENTITY_TYPE:
-        known = ", ".join(name for name in ENTITY_TYPE if name is not None)
-        raise ValueError(f"must be TYPE/id, as in VM/vm-1, with TYPE one of {known}")
-    return entity_type, _text(entity_id)
+def error_reason(error: status_pb2.Status) -> str | None:
+    """The reason that an error gives, None if it gives none; SQL has a function of this name that says the same."""
+    info = error_details_pb2.ErrorInfo()
+    for detail in error.details:
+        if detail.Unpack(info):
+            return info.reason or None
+    return None
 
 
-def _column(column: str) -> Callable[[Bindings, Value], str]:
-    return lambda bind, value: f"{column} = {bind(value)}"
+def _hosts(seen: Seen) -> set[str]:
+    subjects = {each.entity_id for each in seen.job.subjects if each.entity_type == jobs_pb2.ENTITY_TYPE_HOST}
+    return subjects.union(seen.hosts)
 
 
-_UNFINISHED: Final = "job.status <> 'FINISHED'"
-
-
-def _status(bind: Bindings, value: Value) -> str:
-    """Nearly every job is FINISHED, so the index by status leaves those out, and must be told that we do, too."""
-    rest = "" if value == "FINISHED" else f" AND {_UNFINISHED}"
-    return f"job.status = {bind(value)}{rest}"
-
-
-def _not_status(bind: Bindings, value: Value) -> str:
-    return _UNFINISHED if value == "FINISHED" else f"job.status <> {bind(value)}"
-
-
-def _subject(bind: Bindings, value: Value) -> str:
-    assert isinstance(value, tuple)
-    return (
-        "EXISTS (SELECT FROM job_subject_entity AS subject WHERE subject.job_id = job.job_id"
-        f" AND subject.entity_type = {bind(value[0])} AND subject.entity_id = {bind(value[1])})"
-    )
-
-
-def _has_subject(job: jobs_pb2.Job, value: Value) -> bool:
-    assert isinstance(value, tuple)
-    entity_type = ENTITY_TYPE[value[0]]
-    return any(each.entity_id == value[1] and each.entity_type == entity_type for each in job.subjects)
-
-
-def _event_entity(bind: Bindings, value: Value) -> str:
-    assert isinstance(value, tuple)
-    return f"event.entity_type = {bind(value[0])} AND event.entity_id = {bind(value[1])}"
-
-
-def _published(*fields: Field) -> Mapping[str, Field]:
-    return {each.name: each for each in fields}
-
-
-JOBS: Final = _published(
-    Field("job_id", _uuid, _column("job.job_id"), holds=lambda job, value: job.job_id == value),
+JOBS: Final = Published(
+    Field("job_id", Uuid(), "job.job_id", "Id of the job.", lambda seen: seen.job.job_id),
     Field(
         "status",
-        _one_of(EXECUTION_STATUS),
-        _status,
-        differs=_not_status,
-        holds=lambda job, value: job.status == EXECUTION_STATUS[str(value)],
-        changing=True,
+        Status(EXECUTION_STATUS),
+        "job.status",
+        "How far it is.",
+        lambda seen: jobs_pb2.ExecutionStatus.Name(seen.job.status).removeprefix("EXECUTION_STATUS_"),
+        Changes.WITH_STATUS,
     ),
-    Field("command_type", _text, _column("job.command_type"), holds=lambda job, value: job.command_type == value),
+    Field(
+        "command_type",
+        Text(),
+        "job.command_type",
+        "Type of its command, like RemoveVm.",
+        lambda seen: seen.job.command_type,
+        alias="type",
+    ),
+    Field(
+        "category",
+        Text(),
+        "category",
+        "Any category of its command's type.",
+        lambda seen: seen.job.categories,
+        within="EXISTS (SELECT FROM unnest(job.categories) AS category WHERE {})",
+    ),
+    Field("owner", Text(), "job.owner", "Who asked for it.", lambda seen: seen.job.owner),
     Field(
         "correlation_id",
-        _correlation_id,
-        _column("job.correlation_id"),
-        holds=lambda job, value: job.correlation_id == value,
+        CorrelationId(),
+        "job.correlation_id",
+        "What ties it to an action elsewhere.",
+        lambda seen: seen.job.correlation_id,
     ),
-    Field("owner", _text, _column("job.owner"), holds=lambda job, value: job.owner == value),
-    Field("entity", _entity, _subject, holds=_has_subject),
-    Field("visible", _truth, _column("job.visible"), holds=lambda job, value: job.visible == value),
+    Field(
+        "entity",
+        EntityName(),
+        "subject",
+        "Any entity that it is about.",
+        lambda seen: [(ENTITY_TYPE_NAME[each.entity_type], each.entity_id) for each in seen.job.subjects],
+        within="EXISTS (SELECT FROM job_subject_entity AS subject WHERE subject.job_id = job.job_id AND {})",
+    ),
+    Field(
+        "host",
+        Text(),
+        "host.host_id",
+        "Any host that it is about, or on which it has begun something.",
+        _hosts,
+        Changes.ANY_TIME,
+        within="""EXISTS (
+            SELECT FROM (
+                SELECT host_task.host_id FROM host_task WHERE host_task.job_id = job.job_id AND host_task.host_id <> ''
+              UNION ALL
+                SELECT subject.entity_id FROM job_subject_entity AS subject
+                WHERE subject.job_id = job.job_id AND subject.entity_type = 'HOST'
+            ) AS host (host_id) WHERE {}
+        )""",
+    ),
+    Field("create_time", Time(), "job.create_time", "When it was stored.", _time("create_time")),
+    Field(
+        "start_time",
+        Time(),
+        "job.start_time",
+        "When it began; none before.",
+        _time("start_time"),
+        Changes.WITH_STATUS,
+    ),
+    Field("end_time", Time(), "job.end_time", "When it ended; none before.", _time("end_time"), Changes.WITH_STATUS),
+    Field("update_time", Time(), "job.update_time", "When it last changed.", _time("update_time"), Changes.ANY_TIME),
+    Field("deadline", Time(), "job.deadline", "When it is to have ended; none: never.", _time("deadline")),
+    Field(
+        "duration",
+        Duration(),
+        "(job.end_time - job.start_time)",
+        "From its start to its end; none before.",
+        _duration,
+        Changes.WITH_STATUS,
+    ),
+    Field(
+        "progress",
+        Number(),
+        "job.progress",
+        "In percent.",
+        lambda seen: seen.job.progress,
+        Changes.ANY_TIME,
+    ),
+    Field(
+        "priority",
+        Number(),
+        "job.priority",
+        "Higher goes first.",
+        lambda seen: seen.job.priority,
+        Changes.ANY_TIME,
+    ),
+    Field(
+        "visible",
+        Flag(),
+        "job.visible",
+        "Whether lists show it by themselves. Unless a filter names this field, it asks for visible jobs.",
+        lambda seen: seen.job.visible,
+    ),
+    Field("external", Flag(), "job.external", "Whether another system reports it.", lambda seen: seen.job.external),
+    Field(
+        "description",
+        Prose(),
+        "job.description",
+        "What it does, in words. A word by itself is searched for here.",
+        lambda seen: seen.job.description,
+    ),
+    Field(
+        "error",
+        Something("error.reason can be compared"),
+        "job.error",
+        "Why it did not end well: has(error).",
+        lambda seen: seen.job.error if seen.job.HasField("error") else None,
+        Changes.WITH_STATUS,
+    ),
+    Field(
+        "error.reason",
+        Text(),
+        "error_reason(job.error)",
+        "The reason that its error gives, like LOCKED.",
+        lambda seen: error_reason(seen.job.error) if seen.job.HasField("error") else None,
+        Changes.WITH_STATUS,
+    ),
+    Field(
+        "restarted_from",
+        Uuid(),
+        "job.restarted_from",
+        "The failed job that it repeats; none: it repeats none.",
+        lambda seen: seen.job.restarted_from,
+    ),
+    text="description",
 )
 
-EVENTS: Final = _published(
-    Field("job_id", _uuid, _column("event.job_id")),
-    Field("correlation_id", _correlation_id, _column("event.correlation_id")),
-    Field("entity", _entity, _event_entity),
-    Field("severity", _one_of(SEVERITY), _column("event.severity")),
-    Field("event_type", _text, _column("event.event_type")),
+# --- what nobody watches -------------------------------------------------------------------------------------------
+
+EVENTS: Final = Published(
+    Field("job_id", Uuid(), "event.job_id", "The job that it is about. By this or the next, step events are told."),
+    Field("correlation_id", CorrelationId(), "event.correlation_id", "What ties it to an action elsewhere."),
+    Field("entity", EntityName(), "event", "What it is about."),
+    Field("severity", Choice(SEVERITY), "event.severity", "How bad it is."),
+    Field("event_type", Text(), "event.event_type", "What happened, like JOB_ENDED.", alias="type"),
+    Field("time", Time(), "event.time", "When it happened."),
+    Field("user", Text(), 'event."user"', "Who caused it; none: the system."),
+    Field("message", Prose(), "event.message", "In words. A word by itself is searched for here."),
+    text="message",
 )
 
-ENTITIES: Final = _published(
-    Field("name", _text, _column("entity.name")),
-    Field("status", _text, _column("entity.status")),
-    Field("state", _text, _column("entity.observed_state")),
-    Field("host", _text, _column("entity.observed_host_id")),
+ENTITIES: Final = Published(
+    Field("entity_id", Text(), "entity.entity_id", "Its id."),
+    Field("name", Prose(), "entity.name", "For people. A word by itself is searched for here."),
+    Field("status", Text(), "entity.status", "As declared: OK, LOCKED, ILLEGAL ..."),
+    Field("state", Text(), "entity.observed_state", "As seen: UP, DOWN ...; none: never seen."),
+    Field("host", Text(), "entity.observed_host_id", "The host on which it was seen."),
+    Field("error", Text(), "entity.observed_error", "What its host says is wrong with it."),
+    text="name",
 )
+
+# --- for people ----------------------------------------------------------------------------------------------------
+
+FILTERED: Final[Mapping[jobstore_pb2.FilteredKind.ValueType, Published]] = {
+    jobstore_pb2.FILTERED_KIND_UNSPECIFIED: JOBS,
+    jobstore_pb2.FILTERED_KIND_JOBS: JOBS,
+    jobstore_pb2.FILTERED_KIND_EVENTS: EVENTS,
+    jobstore_pb2.FILTERED_KIND_ENTITIES: ENTITIES,
+}
+
+
+def filter_field_message(field: Field) -> jobstore_pb2.FilterField:
+    """What is told of a field."""
+    return jobstore_pb2.FilterField(
+        name=field.name,
+        alias=field.alias,
+        description=field.about,
+        value_format=field.kind.expected,
+        values=field.kind.names if isinstance(field.kind, Choice) else [],
+        operators=field.kind.operators,
+        changing=field.changes is not Changes.NEVER,
+        repeated=bool(field.within),
+    )

@@ -1,36 +1,32 @@
 """Reads a filter once and uses it twice: as SQL for lists, as a predicate over messages for watches.
 
-    filter      = [ comparison { "AND" comparison } ]
-    comparison  = name ( "=" | "!=" ) value
-    value       = word | "quoted" | 'quoted'          (backslash escapes inside quotes)
+    text ──grammar.py──▶ what is said ──fields.py, kinds.py──▶ typed tree ─┬─ sql(bind)    the condition for a WHERE,
+                                                                           │               every value bound
+                                                                           └─ truth(seen)  True or False
 
-This is the part of AIP-160 that this release answers; the rest of the grammar adds nodes to the tree and changes
-nothing else, because a node must only ever be able to do two things:
-
-`sql(bind)`     the condition for a WHERE, every value bound, never part of the text.
-`truth(job)`    True or False.
+The tree has no NOT: it was carried down to the leaves, where `NOT x < 1` is the opposite of `x < 1`, true also of what
+has no x. So everything is true or false of a thing, in SQL as in Python, and a condition that SQL cannot tell (NULL)
+only ever stands where it counts as false.
 
 Both are three-valued when asked to leave out what changes: a comparison of a changing field is then NULL, or None, for
-"cannot tell", and what is made of AND, OR and NOT follows Kleene, as SQL does by itself. So false then means that the
-job cannot match *whatever becomes of it*: rule 3 of the watch.
+"cannot tell", and what is made of AND and OR follows Kleene, as SQL does by itself. So false then means that the job
+cannot match *whatever becomes of it*: rule 3 of the watch.
 
-An unknown field is refused by name, with the list of those that there are (`fields.py`).
+What does not fit is refused with the place, what was expected there and, where a field was, which ones there are.
 """
 
 from __future__ import annotations
 
-import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from dataclasses import dataclass
 from enum import Enum, auto
 from functools import cached_property
-from typing import Final, Protocol
+from typing import Protocol
 
-from chassis.errors import WaybillError, invalid_field
-from jobstore.fields import ENTITIES, EVENTS, JOBS, Bindings, Field, Value
-from waybill.v1 import jobs_pb2
-
-MAX_LENGTH: Final = 4_000
+from jobstore import grammar
+from jobstore.fields import ENTITIES, EVENTS, JOBS, Changes, Field, Published, Seen
+from jobstore.grammar import Literal, Presence, Restriction, Said, Word, refused
+from jobstore.kinds import Bindings, Relation, Test, Value
 
 
 class Verdict(Enum):
@@ -51,10 +47,10 @@ class Node(Protocol):
     """A part of a filter."""
 
     def sql(self, bind: Bindings, *, leave_out_changing: bool = False) -> str:
-        """Returns the condition; NULL only if it cannot be told without what was to be left out."""
+        """Returns the condition; where nothing is left out, NULL counts as false, else it says "cannot tell"."""
         ...
 
-    def truth(self, job: jobs_pb2.Job, *, leave_out_changing: bool = False) -> bool | None:
+    def truth(self, seen: Seen, *, leave_out_changing: bool = False) -> bool | None:
         """Tells whether it holds; None: cannot be told without what was to be left out."""
         ...
 
@@ -69,31 +65,46 @@ class Node(Protocol):
 
 @dataclass(frozen=True)
 class Comparison:
-    """`field = value`, or `field != value`."""
+    """A field's value stands to another as said, or the opposite."""
 
     field: Field
-    value: Value
+    relation: Relation
+    value: Value | None
+    """None: it need only be PRESENT."""
     negated: bool = False
 
     def __str__(self) -> str:
-        return f"{self.field.name} {'!=' if self.negated else '='} {self.value!r}"
+        return f"{'NOT ' if self.negated else ''}{self.field.name} {self.relation.value} {self.value!r}"
 
     def sql(self, bind: Bindings, *, leave_out_changing: bool = False) -> str:
-        if leave_out_changing and self.field.changing:
-            return "NULL"
-        if self.negated and self.field.differs:
-            return self.field.differs(bind, self.value)
-        condition = self.field.equals(bind, self.value)
+        if leave_out_changing:
+            return "NULL" if self.field.changes else f"({self.sql(bind)}) IS TRUE"
+        field, kind = self.field, self.field.kind
+        if self.negated and not field.within:
+            opposite = kind.opposite(field.column, self.relation, self.value, bind)
+            if opposite is not None:
+                return opposite
+        condition = kind.sql(field.column, self.relation, self.value, bind)
+        if field.within:
+            condition = field.within.replace("{}", condition)
         return f"({condition}) IS NOT TRUE" if self.negated else condition
 
-    def truth(self, job: jobs_pb2.Job, *, leave_out_changing: bool = False) -> bool | None:
-        if leave_out_changing and self.field.changing:
+    def truth(self, seen: Seen, *, leave_out_changing: bool = False) -> bool | None:
+        if leave_out_changing and self.field.changes:
             return None
-        assert self.field.holds is not None
-        return self.field.holds(job, self.value) is not self.negated
+        assert self.field.get is not None
+        found = self.field.get(seen)
+        if self.field.within:
+            return any(map(self._test, found)) is not self.negated
+        return (found is not None and self._test(found)) is not self.negated
+
+    @cached_property
+    def _test(self) -> Test:
+        return self.field.kind.test(self.relation, self.value)
 
     def demanded(self, name: str) -> Value | None:
-        return self.value if self.field.name == name and not self.negated else None
+        is_it = self.field.name == name and self.relation is Relation.EQUALS and not self.negated
+        return self.value if is_it else None
 
     def comparisons(self) -> Iterable[Comparison]:
         yield self
@@ -111,10 +122,10 @@ class Conjunction:
     def sql(self, bind: Bindings, *, leave_out_changing: bool = False) -> str:
         return " AND ".join(part.sql(bind, leave_out_changing=leave_out_changing) for part in self.parts) or "true"
 
-    def truth(self, job: jobs_pb2.Job, *, leave_out_changing: bool = False) -> bool | None:
+    def truth(self, seen: Seen, *, leave_out_changing: bool = False) -> bool | None:
         known: bool | None = True
         for part in self.parts:
-            truth = part.truth(job, leave_out_changing=leave_out_changing)
+            truth = part.truth(seen, leave_out_changing=leave_out_changing)
             if truth is False:
                 return False
             if truth is None:
@@ -131,6 +142,37 @@ class Conjunction:
 
 
 @dataclass(frozen=True)
+class Disjunction:
+    """At least one of its parts."""
+
+    parts: tuple[Node, ...]
+
+    def __str__(self) -> str:
+        return f"({' OR '.join(map(str, self.parts))})"
+
+    def sql(self, bind: Bindings, *, leave_out_changing: bool = False) -> str:
+        parts = (part.sql(bind, leave_out_changing=leave_out_changing) for part in self.parts)
+        return f"({' OR '.join(parts)})"  # AND binds tighter in SQL
+
+    def truth(self, seen: Seen, *, leave_out_changing: bool = False) -> bool | None:
+        known: bool | None = False
+        for part in self.parts:
+            truth = part.truth(seen, leave_out_changing=leave_out_changing)
+            if truth is True:
+                return True
+            if truth is None:
+                known = None
+        return known
+
+    def demanded(self, name: str) -> Value | None:
+        return None
+
+    def comparisons(self) -> Iterable[Comparison]:
+        for part in self.parts:
+            yield from part.comparisons()
+
+
+@dataclass(frozen=True)
 class Filter:
     """A filter as read. Those that say the same have the same text, so what one watcher is sent serves the next."""
 
@@ -140,25 +182,25 @@ class Filter:
         return str(self.tree)
 
     def sql(self, bind: Bindings) -> str:
-        """Returns the condition for a WHERE, its values bound."""
+        """Returns the condition for a WHERE, its values bound; it can be followed by AND."""
         return self.tree.sql(bind)
 
     def possible_sql(self, bind: Bindings) -> str:
         """Returns the condition that a job could match, whatever becomes of it: all but those that are NEVER."""
         return f"({self.tree.sql(bind, leave_out_changing=True)}) IS NOT FALSE"
 
-    def verdict(self, job: jobs_pb2.Job) -> Verdict:
+    def verdict(self, seen: Seen) -> Verdict:
         """Decides what a watch does with a job that has changed."""
-        if self.tree.truth(job):
+        if self.tree.truth(seen):
             return Verdict.MATCHES
-        if self.tree.truth(job, leave_out_changing=True) is False:
+        if self.tree.truth(seen, leave_out_changing=True) is False:
             return Verdict.NEVER
         return Verdict.LEFT
 
     @cached_property
-    def changing(self) -> bool:
-        """Whether a job can begin or cease to match."""
-        return any(each.field.changing for each in self.tree.comparisons())
+    def changes(self) -> Changes:
+        """When a job may begin or cease to match."""
+        return max((each.field.changes for each in self.tree.comparisons()), default=Changes.NEVER)
 
     def mentions(self, name: str) -> bool:
         """Tells whether a field is named anywhere in it."""
@@ -169,7 +211,7 @@ class Filter:
         return self.tree.demanded(name)
 
 
-# --- the grammar ---------------------------------------------------------------------------------------------------
+# --- from what is said ---------------------------------------------------------------------------------------------
 
 
 def job_filter(text: str) -> Filter:
@@ -177,128 +219,71 @@ def job_filter(text: str) -> Filter:
 
     Raises WaybillError FILTER_INVALID, like the two below.
     """
-    given = _Parser(text, JOBS).filter()
+    given = _read(text, JOBS)
     if given.mentions("visible"):
         return given
-    return Filter(Conjunction((given.tree, Comparison(JOBS["visible"], True))))
+    visible = Comparison(JOBS["visible"], Relation.EQUALS, True)
+    rest = given.tree.parts if isinstance(given.tree, Conjunction) else (given.tree,)
+    return Filter(Conjunction((*rest, visible)) if rest else visible)
 
 
 def event_filter(text: str) -> Filter:
     """Reads a filter of events."""
-    return _Parser(text, EVENTS).filter()
+    return _read(text, EVENTS)
 
 
 def entity_filter(text: str) -> Filter:
     """Reads a filter of entities."""
-    return _Parser(text, ENTITIES).filter()
+    return _read(text, ENTITIES)
 
 
-_SPACE: Final = re.compile(r"\s*")
-_NAME: Final = re.compile(r"[A-Za-z_][A-Za-z0-9_.]*")
-_OPERATOR: Final = re.compile(r"!=|<=|>=|=|<|>|:")
-_QUOTED: Final = re.compile(r""" "((?:[^"\\]|\\.)*)" | '((?:[^'\\]|\\.)*)' """, re.VERBOSE | re.DOTALL)
-_WORD: Final = re.compile(r"[^\s\"'()<>=!]+")
-_ESCAPE: Final = re.compile(r"\\(.)", re.DOTALL)
-_RESERVED: Final = ("AND", "OR", "NOT")
-_LATER: Final = re.compile(r"(OR|NOT)\b|[()\-]")
+def _read(text: str, published: Published) -> Filter:
+    return Filter(_typed(grammar.parse(text), published, negated=False))
 
 
-class _Parser:
-    """Reads a text from left to right; one method a rule of the grammar."""
-
-    def __init__(self, text: str, published: Mapping[str, Field]) -> None:
-        self._text = text
-        self._published = published
-        self._at = 0
-
-    def filter(self) -> Filter:
-        if len(self._text) > MAX_LENGTH:
-            raise _invalid(f"must be at most {MAX_LENGTH} characters")
-        if "\0" in self._text:
-            raise _invalid("must not contain NUL")
-        parts: list[Node] = []
-        if not self._ends():
-            parts.append(self._comparison())
-            while not self._ends():
-                self._and()
-                parts.append(self._comparison())
-        return Filter(Conjunction(tuple(parts)))
-
-    def _comparison(self) -> Comparison:
-        known = self._field()
-        negated = self._operator() == "!="
-        return Comparison(known, self._value(known), negated)
-
-    def _field(self) -> Field:
-        if self._peek(_LATER):
-            raise self._expected("the name of a field; OR, NOT and parentheses come in a later release")
-        name = self._take(_NAME)
-        if name is None:
-            raise self._expected("the name of a field")
-        if name not in self._published:
-            raise _invalid(f"there is no field {name}; there are {', '.join(self._published)}")
-        return self._published[name]
-
-    def _operator(self) -> str:
-        start = self._at
-        operator = self._take(_OPERATOR)
-        if operator not in ("=", "!="):
-            self._at = start
-            raise self._expected("= or !=; other comparisons come in a later release")
-        return operator
-
-    def _value(self, known: Field) -> Value:
-        text = self._quoted_or_word()
-        try:
-            return known.read(text)
-        except ValueError as error:
-            raise _invalid(f"{known.name} {error}") from None
-
-    def _quoted_or_word(self) -> str:
-        if quoted := self._match(_QUOTED):
-            self._at = quoted.end()
-            return _ESCAPE.sub(r"\1", quoted[1] if quoted[1] is not None else quoted[2])
-        start = self._at
-        word = self._take(_WORD)
-        if word is None or word in _RESERVED:
-            self._at = start
-            raise self._expected("a value, in quotes if it has more than letters, digits and .-_/")
-        return word
-
-    def _and(self) -> None:
-        start = self._at
-        if self._take(_NAME) != "AND":
-            self._at = start
-            raise self._expected("AND; OR, NOT and parentheses come in a later release")
-
-    def _ends(self) -> bool:
-        self._skip_space()
-        return self._at == len(self._text)
-
-    def _peek(self, pattern: re.Pattern[str]) -> bool:
-        return self._match(pattern) is not None
-
-    def _take(self, pattern: re.Pattern[str]) -> str | None:
-        found = self._match(pattern)
-        if found is None:
-            return None
-        self._at = found.end()
-        return found[0]
-
-    def _match(self, pattern: re.Pattern[str]) -> re.Match[str] | None:
-        self._skip_space()
-        return pattern.match(self._text, self._at)
-
-    def _skip_space(self) -> None:
-        space = _SPACE.match(self._text, self._at)
-        assert space is not None
-        self._at = space.end()
-
-    def _expected(self, what: str) -> WaybillError:
-        self._skip_space()
-        where = f"at character {self._at + 1}" if self._at < len(self._text) else "at the end"
-        return _invalid(f"{where}: expected {what}")
+def _typed(said: Said, published: Published, *, negated: bool) -> Node:
+    match said:
+        case grammar.Not(term):
+            return _typed(term, published, negated=not negated)
+        case grammar.And(parts) | grammar.Or(parts):
+            typed = tuple(_typed(part, published, negated=negated) for part in parts)
+            return Conjunction(typed) if isinstance(said, grammar.And) is not negated else Disjunction(typed)
+        case Word(literal):
+            return Comparison(published.text, Relation.CONTAINS, _word(literal, published), negated)
+        case Presence(name, at):
+            return Comparison(_field(name, at, published), Relation.PRESENT, None, negated)
+        case Restriction():
+            return _comparison(said, published, negated)
 
 
-def _invalid(description: str) -> WaybillError:
-    return invalid_field("filter", description, reason="FILTER_INVALID")
+def _comparison(said: Restriction, published: Published, negated: bool) -> Comparison:
+    field = _field(said.name, said.at, published)
+    if said.operator not in field.kind.operators:
+        raise refused(
+            said.operator_at, f"{field.name} cannot be compared by {said.operator}; {_operators(field)} can be"
+        )
+    if said.operator == ":" and said.argument.is_anything:
+        return Comparison(field, Relation.PRESENT, None, negated)
+    try:
+        value = field.kind.read(said.argument)
+    except ValueError as error:
+        raise refused(said.argument.at, f"expected for {field.name} {error}") from None
+    return Comparison(field, field.kind.relation(said.operator, value), value, negated is not (said.operator == "!="))
+
+
+def _operators(field: Field) -> str:
+    return " ".join(field.kind.operators)
+
+
+def _field(name: str, at: int, published: Published) -> Field:
+    if name not in published:
+        raise refused(at, f"there is no field {name}; there are {published}")
+    return published[name]
+
+
+def _word(literal: Literal, published: Published) -> Value:
+    """A word that is searched for. The name of a field is more likely to want an operator."""
+    if not literal.quoted and literal.text in published:
+        operators = _operators(published[literal.text])
+        raise refused(literal.at, f"expected {operators} after {literal.text}; in quotes it is a word to search for")
+    return published.text.kind.read(literal)

@@ -14,9 +14,9 @@ from itertools import groupby
 from chassis.errors import WaybillError, not_found
 from jobstore.changes import read_batch, revision_before, steps_in_order
 from jobstore.display import in_display_order, plan_order
-from jobstore.fields import Bindings
-from jobstore.filter import Filter, job_filter
+from jobstore.filter import Filter, Verdict
 from jobstore.head import check_resume, read_head
+from jobstore.kinds import Bindings
 from jobstore.messages import (
     COMMAND_COLUMNS,
     ENTITY_COLUMNS,
@@ -33,8 +33,9 @@ from jobstore.messages import (
     step_message,
 )
 from jobstore.paging import LARGEST_ANSWER, Page, Paging, microseconds, time_of
+from jobstore.selections import JobSelection
 from jobstore.snapshots import Connection, Pool, borrowed, snapshot
-from jobstore.window import Batch, JobChange, JobChanged, JobRemoved, Position, Scope
+from jobstore.window import Batch, JobChange, JobChanged, JobRemoved, Position
 from waybill.v1 import jobs_pb2, jobstore_pb2
 
 __all__ = ["Queries", "entity_message", "job_message"]
@@ -88,24 +89,27 @@ class Queries:
         return paging.page(jobs, [(microseconds(row["create_time"]), row["job_id"]) for row in rows])
 
     async def modified_jobs(
-        self, since: int | datetime, store_epoch: str, limit: int
+        self, since: int | datetime, store_epoch: str, limit: int, filter: Filter
     ) -> jobstore_pb2.GetModifiedJobsResponse:
-        """Returns what changed after a revision, or since a time: visible jobs, and ids of those deleted."""
+        """Returns what changed after a revision, or since a time, as a watch with this filter would tell it."""
         async with snapshot(self._pool) as connection:
             head = await read_head(connection)
             field = "since_revision"
             if isinstance(since, datetime):
                 since, field = await revision_before(connection, since), "since_time"
             check_resume(head, since, store_epoch, field=field)
-            visible = job_filter("")
-            batch = await read_batch(connection, Position(since), Scope.JOBS, limit=limit, filter=visible)
+            scope = JobSelection(filter).scope
+            batch = await read_batch(connection, Position(since), scope, limit=limit, filter=filter)
         changes, until = _that_fit(batch)
-        return jobstore_pb2.GetModifiedJobsResponse(
-            jobs=[change.job for change in changes if isinstance(change, JobChanged)],
-            removed_job_ids=[change.job_id for change in changes if isinstance(change, JobRemoved)],
-            revision=until,
-            store_epoch=head.store_epoch,
-        )
+        told = jobstore_pb2.GetModifiedJobsResponse(revision=until, store_epoch=head.store_epoch)
+        for change in changes:
+            if isinstance(change, JobRemoved):
+                told.removed_job_ids.append(change.job_id)
+            elif (verdict := filter.verdict(change)) is Verdict.MATCHES:
+                told.jobs.append(change.job)
+            elif verdict is Verdict.LEFT:
+                told.removed_job_ids.append(change.job.job_id)
+        return told
 
     # --- what jobs are made of -------------------------------------------------------------------------------------
 

@@ -24,6 +24,7 @@ from jobstore.checks import (
 from jobstore.consistency import Consistency
 from jobstore.entities import Entities
 from jobstore.feed import DEFAULT_BOOKMARK_SECONDS, Feed
+from jobstore.fields import FILTERED, filter_field_message
 from jobstore.filter import entity_filter, event_filter, job_filter
 from jobstore.paging import Paging
 from jobstore.queries import Queries
@@ -75,6 +76,7 @@ class JobStoreService(jobstore_pb2_grpc.JobStoreServicer):
             checked_time("since_time", request.since_time) if by_time else request.since_revision,
             request.store_epoch,
             Paging.size_of(request),
+            job_filter(request.filter),
         )
 
     def WatchJobs(  # an iterator of messages that are serialised already, which the chassis takes as well
@@ -149,6 +151,13 @@ class JobStoreService(jobstore_pb2_grpc.JobStoreServicer):
         entity_type = checked_entity_type("entity_type", request.entity_type)
         page = await self._queries.list_entities(entity_type, entity_filter(request.filter), Paging(request, str, str))
         return jobstore_pb2.ListEntitiesResponse(entities=page.items, next_page_token=page.next_page_token)
+
+    async def ListFilterFields(
+        self, request: jobstore_pb2.ListFilterFieldsRequest, rpc: _Rpc
+    ) -> jobstore_pb2.ListFilterFieldsResponse:
+        if request.kind not in FILTERED:
+            raise invalid_field("kind", f"there is no kind {request.kind}")
+        return jobstore_pb2.ListFilterFieldsResponse(fields=map(filter_field_message, FILTERED[request.kind]))
 
     async def PutEntities(
         self, request: jobstore_pb2.PutEntitiesRequest, rpc: _Rpc

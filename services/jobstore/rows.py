@@ -125,7 +125,10 @@ def _job(commit: jobstore_pb2.FlowCommit) -> Row:
 
 
 def _job_change(commit: jobstore_pb2.FlowCommit) -> Row:
-    """All of it may be empty: the job's revision rises with each change of a step. Progress never falls, so 0 stays."""
+    """All of it may be empty: the job's revision rises with each change of a step, and with each task that is begun.
+
+    Progress never falls, so 0 stays.
+    """
     job = commit.job
     return (
         commit.job_id,
@@ -333,11 +336,16 @@ def _rows_of(commit: jobstore_pb2.FlowCommit, coordinator_id: str) -> Rows:
         _require_root(commit)
         rows.jobs = [_job(commit)]
         rows.subjects = [(*key, job_id) for key in dict.fromkeys(map(key_of, commit.new_job.subjects))]
-    elif commit.HasField("job") or rows.steps or rows.step_changes:
+    elif commit.HasField("job") or rows.steps or rows.step_changes or _reaches_host(commit):
         rows.job_changes = [_job_change(commit)]
     if not commit.ends_flow:  # else they would go with the same transaction
         rows.snapshots = [_snapshot(snapshot, commit.flow_command_id) for snapshot in commit.snapshots]
     return rows
+
+
+def _reaches_host(commit: jobstore_pb2.FlowCommit) -> bool:
+    """Whether a watch for the jobs of a host may have to be told of the job."""
+    return any(task.host_id for task in commit.new_tasks)
 
 
 def _require_root(commit: jobstore_pb2.FlowCommit) -> None:

@@ -13,6 +13,7 @@ from itertools import chain
 from typing import Final, Protocol
 
 from jobstore.changes import read_digest, read_journal_snapshot, read_snapshot_page
+from jobstore.fields import Changes
 from jobstore.filter import Filter, Verdict
 from jobstore.snapshots import Connection
 from jobstore.window import Batch, EntityChanged, JobChanged, JournalChange, Scope, messages
@@ -89,9 +90,19 @@ class JobSelection:
 
     @cached_property
     def scope(self) -> Scope:
+        return Scope.JOBS | self._scope_of_steps | (Scope.HOSTS if self.filter.mentions("host") else Scope.NOTHING)
+
+    @property
+    def _scope_of_steps(self) -> Scope:
         if not self.tree:
-            return Scope.JOBS
-        return Scope.JOBS | Scope.STEPS | (Scope.TREES if self.filter.changing else Scope.NOTHING)
+            return Scope.NOTHING
+        match self.filter.changes:
+            case Changes.NEVER:
+                return Scope.STEPS
+            case Changes.WITH_STATUS:
+                return Scope.STEPS | Scope.TREES
+            case Changes.ANY_TIME:
+                return Scope.STEPS | Scope.WHOLE
 
     def messages(self, batch: Batch, after: int) -> list[bytes]:
         if after > batch.since.revision:
@@ -107,7 +118,7 @@ class JobSelection:
             if not isinstance(change, JobChanged):
                 yield change.removal
                 continue
-            match self.filter.verdict(change.job):
+            match self.filter.verdict(change):
                 case Verdict.MATCHES:
                     yield from self._upserts(change)
                 case Verdict.LEFT:
@@ -119,9 +130,13 @@ class JobSelection:
         """With all steps if it may not have matched before: then this is the first that is seen of it."""
         if not self.tree:
             return change.without_steps
-        if self.filter.changing and change.status_changed:
-            return change.with_all_steps
-        return change.with_changed_steps
+        match self.filter.changes:
+            case Changes.NEVER:
+                return change.with_changed_steps
+            case Changes.WITH_STATUS:
+                return change.with_all_steps if change.status_changed else change.with_changed_steps
+            case Changes.ANY_TIME:
+                return change.with_all_steps
 
     def complete(self, revision: int, *, snapshot_done: bool = False) -> bytes:
         return jobstore_pb2.WatchJobsResponse(revision=revision, snapshot_done=snapshot_done).SerializeToString()

@@ -39,6 +39,10 @@ class Scope(Flag):
     """The steps that changed."""
     TREES = auto()
     """All steps of the jobs whose status may have changed."""
+    WHOLE = auto()
+    """All steps of all jobs that changed."""
+    HOSTS = auto()
+    """On which hosts the jobs have begun something."""
     JOURNAL = auto()
     """Entities, and requests for flows."""
 
@@ -131,6 +135,8 @@ class JobChanged:
     changed_steps: list[jobs_pb2.Step] = field(default_factory=list)
     steps: list[jobs_pb2.Step] | None = None
     """All of them; None: not read."""
+    hosts: frozenset[str] = frozenset()
+    """Where it has begun something; empty also if that was not read."""
 
     def __post_init__(self) -> None:
         self._job_bytes = self.job.SerializeToString()

@@ -205,7 +205,7 @@ async def test_modified_jobs_are_asked_for_until_there_are_no_more(scribe: Scrib
         await scribe.delete_job(last)
     seen, since = list[str](), 0
     while True:
-        answer = await queries.modified_jobs(since, "", 2)
+        answer = await queries.modified_jobs(since, "", 2, job_filter(""))
         assert all(since < job.revision <= answer.revision for job in answer.jobs)
         if answer.revision == since:
             break
@@ -213,7 +213,26 @@ async def test_modified_jobs_are_asked_for_until_there_are_no_more(scribe: Scrib
         since = answer.revision
     assert since == scribe.at
     assert len(seen) == len(set(seen)) == 11
-    assert (await queries.modified_jobs(scribe.at - 1, "", 50)).removed_job_ids == [last]
+    assert (await queries.modified_jobs(scribe.at - 1, "", 50, job_filter(""))).removed_job_ids == [last]
+
+
+async def test_modified_jobs_are_told_as_a_watch_with_that_filter_would(scribe: Scribe, queries: Queries) -> None:
+    filter = job_filter("host = host-1 AND status = STARTED AND owner = anna")
+    async with scribe.revision():
+        matching, ended, another = [await scribe.add_job(owner=owner) for owner in ("anna", "anna", "ben")]
+        for job_id in (matching, ended, another):
+            await scribe.add_host_task(job_id, host_id="host-1")
+    since = scribe.at
+    async with scribe.revision():
+        await scribe.change_job(matching, progress=5)
+        await scribe.end_job(ended)
+        await scribe.change_job(another, progress=5)
+        deleted = await scribe.add_job(owner="ben")
+    async with scribe.revision():
+        await scribe.delete_job(deleted)
+    answer = await queries.modified_jobs(since, "", 50, filter)
+    assert [job.job_id for job in answer.jobs] == [matching]
+    assert answer.removed_job_ids == [ended, deleted]
 
 
 async def test_modified_jobs_that_are_large_come_in_answers_that_are_not(scribe: Scribe, queries: Queries) -> None:
@@ -223,7 +242,7 @@ async def test_modified_jobs_that_are_large_come_in_answers_that_are_not(scribe:
                 await scribe.add_job(parameters=json.dumps({"note": "x" * 500_000}))
     seen, since = 0, 0
     while since < scribe.at:
-        answer = await queries.modified_jobs(since, "", 1000)
+        answer = await queries.modified_jobs(since, "", 1000, job_filter(""))
         assert answer.ByteSize() < LARGEST_ANSWER
         assert len(answer.jobs) % 2 == 0  # what shares a revision stays together
         seen, since = seen + len(answer.jobs), answer.revision
@@ -237,11 +256,13 @@ async def test_modified_since_a_time_is_what_changed_then_or_later(scribe: Scrib
     async with scribe.revision():
         await scribe.change_job(changed, progress=10)
     assert scribe.time is not None
-    answer = await queries.modified_jobs(scribe.time, "", 50)
+    answer = await queries.modified_jobs(scribe.time, "", 50, job_filter(""))
     assert [job.job_id for job in answer.jobs] == [changed]
-    everything = await queries.modified_jobs(scribe.time - timedelta(days=1), "", 50)
+    everything = await queries.modified_jobs(scribe.time - timedelta(days=1), "", 50, job_filter(""))
     assert {job.job_id for job in everything.jobs} == {old, changed}
-    assert (await queries.modified_jobs(scribe.time + timedelta(seconds=1), "", 50)).revision == scribe.at
+    assert (
+        await queries.modified_jobs(scribe.time + timedelta(seconds=1), "", 50, job_filter(""))
+    ).revision == scribe.at
 
 
 async def test_modified_since_what_is_not_kept_or_not_yet_there_is_refused(scribe: Scribe, queries: Queries) -> None:
@@ -252,14 +273,14 @@ async def test_modified_since_what_is_not_kept_or_not_yet_there_is_refused(scrib
 
     async def reason(since: int, epoch: str = "") -> str:
         with pytest.raises(WaybillError) as caught:
-            await queries.modified_jobs(since, epoch, 50)
+            await queries.modified_jobs(since, epoch, 50, job_filter(""))
         return caught.value.reason
 
     assert await reason(1) == "REVISION_COMPACTED"
     assert await reason(4) == "REVISION_UNKNOWN"
     assert await reason(2, "another") == "STORE_EPOCH_CHANGED"
     assert await reason(-1) == "REQUEST_INVALID"
-    assert len((await queries.modified_jobs(0, "", 50)).jobs) == 3
+    assert len((await queries.modified_jobs(0, "", 50, job_filter(""))).jobs) == 3
 
 
 # --- what jobs are made of -----------------------------------------------------------------------------------------

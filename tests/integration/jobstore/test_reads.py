@@ -29,6 +29,7 @@ from jobstore.snapshots import Pool, borrowed, reading_pool
 from waybill.v1 import jobs_pb2, jobstore_pb2, jobstore_pb2_grpc
 from waybill.v1.jobs_pb2 import ENTITY_TYPE_UNSPECIFIED, ENTITY_TYPE_VM, JOB_VIEW_BASIC, JOB_VIEW_TREE
 from waybill.v1.jobstore_pb2 import (
+    FILTERED_KIND_EVENTS,
     CheckConsistencyRequest,
     DeleteJobRequest,
     DeleteJobsRequest,
@@ -39,6 +40,7 @@ from waybill.v1.jobstore_pb2 import (
     ListCommandsRequest,
     ListEntitiesRequest,
     ListEventsRequest,
+    ListFilterFieldsRequest,
     ListHostTasksRequest,
     ListJobsRequest,
     ListLocksRequest,
@@ -105,6 +107,23 @@ async def test_every_call_answers(wire: Wire, scribe: Scribe) -> None:
     assert not (await stub.CheckConsistency(CheckConsistencyRequest())).violations
 
 
+async def test_the_fields_that_filters_may_name_can_be_asked_for(wire: Wire) -> None:
+    fields = {field.name: field for field in (await wire.stub.ListFilterFields(ListFilterFieldsRequest())).fields}
+    assert fields["command_type"].alias == "type"
+    assert "FAILED" in fields["status"].values
+    assert list(fields["duration"].operators) == ["=", "!=", "<", "<=", ">", ">=", ":"]
+    events = await wire.stub.ListFilterFields(ListFilterFieldsRequest(kind=FILTERED_KIND_EVENTS))
+    assert "severity" in [field.name for field in events.fields]
+
+
+async def test_modified_jobs_take_a_filter(wire: Wire, scribe: Scribe) -> None:
+    async with scribe.revision():
+        wanted = await scribe.add_job(owner="anna")
+        await scribe.add_job(owner="ben")
+    answer = await wire.stub.GetModifiedJobs(GetModifiedJobsRequest(filter="owner = anna"))
+    assert [job.job_id for job in answer.jobs] == [wanted]
+
+
 async def test_entities_are_declared_and_read_back(wire: Wire) -> None:
     vm = jobs_pb2.Entity(entity_type=ENTITY_TYPE_VM, entity_id="vm-1", name="web")
     vm.declared.update({"memory_mb": 512, "disk_ids": ["d-1"]})
@@ -130,6 +149,9 @@ ID = "0198c0de-0000-7000-8000-00000000000a"
         ("ListJobs", ListJobsRequest(page_token="x"), "PAGE_TOKEN_INVALID", "page_token"),
         ("GetModifiedJobs", GetModifiedJobsRequest(since_revision=-1), "REQUEST_INVALID", "since_revision"),
         ("GetModifiedJobs", GetModifiedJobsRequest(since_revision=9), "REVISION_UNKNOWN", "since_revision"),
+        ("GetModifiedJobs", GetModifiedJobsRequest(filter="a AND"), "FILTER_INVALID", "filter"),
+        ("ListFilterFields", ListFilterFieldsRequest(kind=9), "REQUEST_INVALID", "kind"),  # type: ignore[arg-type]
+        ("ListEntities", ListEntitiesRequest(filter="owner = anna"), "FILTER_INVALID", "filter"),
         ("WatchJobs", WatchJobsRequest(resume_revision=9), "REVISION_UNKNOWN", "resume_revision"),
         ("WatchJobs", WatchJobsRequest(filter="status ="), "FILTER_INVALID", "filter"),
         ("WatchJobs", WatchJobsRequest(bookmark_interval=-1), "REQUEST_INVALID", "bookmark_interval"),

@@ -9,6 +9,7 @@ from contextlib import aclosing, asynccontextmanager
 from typing import Any, TypeVar
 
 import asyncpg
+import grpc
 import pytest
 from tests.integration.jobstore.replay import Replay, assert_same, digest_of, table
 from tests.integration.jobstore.scribe import Scribe
@@ -279,6 +280,74 @@ async def test_a_job_that_begins_to_match_comes_with_its_whole_tree(
         await replay.to(stream, scribe.at)
         assert descriptions(replay.upserts[-1]) == ["X"]
     assert_same(replay.jobs, await table(queries, "status = STARTED", tree=True))
+
+
+async def test_a_job_that_reaches_a_host_is_sent_to_whoever_watches_that_host(
+    scribe: Scribe, feed: Feed, queries: Queries
+) -> None:
+    here = "host = host-1 AND NOT status = FINISHED"
+    async with scribe.revision():
+        there = await scribe.add_job()
+        await scribe.add_host_task(there, host_id="host-1")
+        coming = await scribe.add_job()
+        elsewhere = await scribe.add_job(subjects=[("HOST", "host-2")])
+    replay = Replay()
+    async with watching(feed, here) as stream, watching(feed, "owner = x") as _:
+        await replay.to_bookmark(stream)
+        assert set(replay.jobs) == {there}
+        async with scribe.revision():
+            await scribe.change_job(elsewhere, progress=5)
+            await scribe.add_host_task(coming, host_id="host-1")
+            await scribe.change_job(coming)
+        await replay.to(stream, scribe.at)
+        assert set(replay.jobs) == {there, coming}
+        async with scribe.revision():
+            await scribe.end_job(there)
+        await replay.to(stream, scribe.at)
+    assert replay.removed == [elsewhere, there]
+    assert_same(replay.jobs, await table(queries, here))
+
+
+async def test_a_job_that_begins_to_match_by_more_than_its_status_comes_with_its_whole_tree_too(
+    scribe: Scribe, feed: Feed, queries: Queries
+) -> None:
+    half = "progress >= 50"
+    async with scribe.revision():
+        job_id = await scribe.add_job(progress=10)
+        for number, name in enumerate("VXF"):
+            await scribe.add_step(job_id, description=name, number=number)
+    replay, light = Replay(), Replay()
+    async with watching(feed, half, tree=True) as stream, watching(feed, tree=True) as all_of_it:
+        await replay.to_bookmark(stream)
+        await light.to_bookmark(all_of_it)
+        async with scribe.revision():
+            await scribe.change_job(job_id, progress=60)
+        await replay.to(stream, scribe.at)
+        await light.to(all_of_it, scribe.at)
+        assert descriptions(replay.upserts[-1]) == ["V", "X", "F"]
+        assert descriptions(light.upserts[-1]) == [], "who asks for less is sent less"
+    assert_same(replay.jobs, await table(queries, half, tree=True))
+
+
+async def test_a_failing_job_is_sent_whole_to_whoever_watches_for_errors(
+    scribe: Scribe, feed: Feed, queries: Queries
+) -> None:
+    failures = "has(error) AND error.reason = LOCKED AND duration < 1h"
+    async with scribe.revision():
+        job_ids = [await scribe.add_job() for _ in range(2)]
+        for job_id in job_ids:
+            await scribe.add_step(job_id, description="X")
+    replay = Replay()
+    async with watching(feed, failures, tree=True) as stream:
+        await replay.to_bookmark(stream)
+        for job_id, reason in zip(job_ids, ("LOCKED", "CONFLICT"), strict=True):
+            error = WaybillError(grpc.StatusCode.FAILED_PRECONDITION, reason, "why").to_status().SerializeToString()
+            async with scribe.revision():
+                await scribe.end_job(job_id, "FAILED")
+                await scribe.change_job(job_id, error=error)
+        await replay.to(stream, scribe.at)
+    assert [descriptions(job) for job in replay.jobs.values()] == [["X"]]
+    assert_same(replay.jobs, await table(queries, failures, tree=True))
 
 
 async def test_a_deleted_job_is_taken_away(scribe: Scribe, feed: Feed) -> None:

@@ -47,6 +47,11 @@ def test_a_job_is_touched_by_a_change_of_its_steps_but_not_of_its_tasks() -> Non
     assert not rows_of(a_commit(tasks=[jobstore_pb2.TaskChange(task_id="t")]), "c").job_changes
 
 
+def test_a_job_is_touched_when_it_reaches_a_host_for_whoever_watches_the_jobs_of_that_host() -> None:
+    assert rows_of(a_commit(new_tasks=[jobstore_pb2.TaskRow(task_id="t", host_id="h")]), "c").job_changes
+    assert not rows_of(a_commit(new_tasks=[jobstore_pb2.TaskRow(task_id="t")]), "c").job_changes
+
+
 def test_the_root_keeps_the_sequence_whatever_else_changes() -> None:
     assert rows_of(a_commit(), "c").command_changes == [("flow", "", "", "0", "", "2")]
 

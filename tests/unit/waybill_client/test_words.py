@@ -69,5 +69,5 @@ def test_a_filter_joins_its_terms_and_leaves_out_those_not_given() -> None:
     assert where(status="FAILED", owner=None, visible=True) == 'status = "FAILED" AND visible = true'
 
 
-def test_a_filter_escapes_quotes() -> None:
-    assert where(owner='a"b\\c') == 'owner = "a\\"b\\\\c"'
+def test_a_filter_escapes_quotes_and_stars() -> None:
+    assert where(owner='a"b\\c*') == 'owner = "a\\"b\\\\c\\*"'

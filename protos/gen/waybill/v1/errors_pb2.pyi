@@ -68,6 +68,10 @@ class _ReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_Reason.ValueTy
     """FAILED_PRECONDITION: no host is up that could take this."""
     REASON_ENTITY_EXISTS: _Reason.ValueType  # 32
     """ALREADY_EXISTS: an entity of that id exists; metadata `entity_type`, `entity_id`."""
+    REASON_TASKS_NOT_CLEARED: _Reason.ValueType  # 38
+    """FAILED_PRECONDITION: a host may still know tasks of the job; metadata `host_ids`. They are cleared once it answers."""
+    REASON_JOB_DELETED: _Reason.ValueType  # 39
+    """ALREADY_EXISTS: the request id was used, and its job was deleted after it had ended; metadata `job_id`."""
     REASON_STALE_EPOCH: _Reason.ValueType  # 40
     """FAILED_PRECONDITION: a newer owner of this flow is known; the sender must stop working on it."""
     REASON_LEASE_LOST: _Reason.ValueType  # 41
@@ -193,6 +197,10 @@ REASON_NO_HOST: Reason.ValueType  # 31
 """FAILED_PRECONDITION: no host is up that could take this."""
 REASON_ENTITY_EXISTS: Reason.ValueType  # 32
 """ALREADY_EXISTS: an entity of that id exists; metadata `entity_type`, `entity_id`."""
+REASON_TASKS_NOT_CLEARED: Reason.ValueType  # 38
+"""FAILED_PRECONDITION: a host may still know tasks of the job; metadata `host_ids`. They are cleared once it answers."""
+REASON_JOB_DELETED: Reason.ValueType  # 39
+"""ALREADY_EXISTS: the request id was used, and its job was deleted after it had ended; metadata `job_id`."""
 REASON_STALE_EPOCH: Reason.ValueType  # 40
 """FAILED_PRECONDITION: a newer owner of this flow is known; the sender must stop working on it."""
 REASON_LEASE_LOST: Reason.ValueType  # 41

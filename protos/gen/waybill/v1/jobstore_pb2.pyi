@@ -8,6 +8,7 @@ from google.protobuf import descriptor as _descriptor
 from google.protobuf import message as _message
 from google.protobuf import timestamp_pb2 as _timestamp_pb2
 from google.protobuf.internal import containers as _containers
+from google.protobuf.internal import enum_type_wrapper as _enum_type_wrapper
 from google.rpc import status_pb2 as _status_pb2
 from waybill.v1 import jobs_pb2 as _jobs_pb2
 import builtins as _builtins
@@ -20,6 +21,34 @@ else:
     from typing_extensions import TypeAlias as _TypeAlias, Never as _Never
 
 DESCRIPTOR: _descriptor.FileDescriptor
+
+class _FilteredKind:
+    ValueType = _typing.NewType("ValueType", _builtins.int)
+    V: _TypeAlias = ValueType  # noqa: Y015
+
+class _FilteredKindEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_FilteredKind.ValueType], _builtins.type):
+    DESCRIPTOR: _descriptor.EnumDescriptor
+    FILTERED_KIND_UNSPECIFIED: _FilteredKind.ValueType  # 0
+    """Jobs."""
+    FILTERED_KIND_JOBS: _FilteredKind.ValueType  # 1
+    """Jobs: ListJobs, GetModifiedJobs, WatchJobs."""
+    FILTERED_KIND_EVENTS: _FilteredKind.ValueType  # 2
+    """Events: ListEvents."""
+    FILTERED_KIND_ENTITIES: _FilteredKind.ValueType  # 3
+    """Entities: ListEntities."""
+
+class FilteredKind(_FilteredKind, metaclass=_FilteredKindEnumTypeWrapper):
+    """What filters can be about."""
+
+FILTERED_KIND_UNSPECIFIED: FilteredKind.ValueType  # 0
+"""Jobs."""
+FILTERED_KIND_JOBS: FilteredKind.ValueType  # 1
+"""Jobs: ListJobs, GetModifiedJobs, WatchJobs."""
+FILTERED_KIND_EVENTS: FilteredKind.ValueType  # 2
+"""Events: ListEvents."""
+FILTERED_KIND_ENTITIES: FilteredKind.ValueType  # 3
+"""Entities: ListEntities."""
+Global___FilteredKind: _TypeAlias = FilteredKind  # noqa: Y015
 
 @_typing.final
 class GetJobRequest(_message.Message):
@@ -65,8 +94,9 @@ class ListJobsRequest(_message.Message):
     ORDER_BY_FIELD_NUMBER: _builtins.int
     VIEW_FIELD_NUMBER: _builtins.int
     filter: _builtins.str
-    """AIP-160 over: job_id, status, command_type, correlation_id, owner, entity ("VM/…"), visible. Empty: all visible jobs.
-    This release: comparisons with = and != joined by AND; `status = STARTED`, `entity = "VM/vm-1"`.
+    """See JobStore. Over job_id, status, command_type (or type), category, owner, correlation_id, entity ("VM/…"), host,
+    create_time, start_time, end_time, update_time, deadline, duration, progress, priority, visible, external,
+    description, error, error.reason, restarted_from. Visible jobs only, unless it names `visible`. Empty: all of those.
     """
     page_size: _builtins.int
     """At most 1000; 0: 50."""
@@ -131,12 +161,15 @@ class GetModifiedJobsRequest(_message.Message):
     SINCE_TIME_FIELD_NUMBER: _builtins.int
     PAGE_SIZE_FIELD_NUMBER: _builtins.int
     STORE_EPOCH_FIELD_NUMBER: _builtins.int
+    FILTER_FIELD_NUMBER: _builtins.int
     since_revision: _builtins.int
     """0 without a time: from the beginning. With both the revision is taken."""
     page_size: _builtins.int
     """At most 1000; 0: 50. More changes than that: ask again with the answer's revision."""
     store_epoch: _builtins.str
     """The store epoch that the revision is of; empty: any."""
+    filter: _builtins.str
+    """As for ListJobs. What no longer matches, or never did but might have, is among the removed."""
     @_builtins.property
     def since_time(self) -> _timestamp_pb2.Timestamp:
         """By update_time."""
@@ -148,10 +181,11 @@ class GetModifiedJobsRequest(_message.Message):
         since_time: _timestamp_pb2.Timestamp | None = ...,
         page_size: _builtins.int = ...,
         store_epoch: _builtins.str = ...,
+        filter: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["since_time", b"since_time"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["page_size", b"page_size", "since_revision", b"since_revision", "since_time", b"since_time", "store_epoch", b"store_epoch"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["filter", b"filter", "page_size", b"page_size", "since_revision", b"since_revision", "since_time", b"since_time", "store_epoch", b"store_epoch"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -177,7 +211,7 @@ class GetModifiedJobsResponse(_message.Message):
 
     @_builtins.property
     def removed_job_ids(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
-        """Deleted jobs."""
+        """Jobs that were deleted, or do not match and may have matched before; ignore those that you do not hold."""
 
     def __init__(
         self,
@@ -208,7 +242,9 @@ class WatchJobsRequest(_message.Message):
     BOOKMARK_INTERVAL_FIELD_NUMBER: _builtins.int
     DIGEST_FIELD_NUMBER: _builtins.int
     filter: _builtins.str
-    """As for ListJobs."""
+    """As for ListJobs. In view TREE, one that names host, update_time, progress or priority has every change sent with
+    all steps.
+    """
     resume_revision: _builtins.int
     """0: from a snapshot. R: everything after R."""
     store_epoch: _builtins.str
@@ -615,8 +651,8 @@ class ListEventsRequest(_message.Message):
     PAGE_SIZE_FIELD_NUMBER: _builtins.int
     PAGE_TOKEN_FIELD_NUMBER: _builtins.int
     filter: _builtins.str
-    """Over job_id, correlation_id, entity ("VM/…"), severity, event_type; joined by AND. Empty: all stored ones (step
-    events only with job_id or correlation_id).
+    """See JobStore. Over job_id, correlation_id, entity ("VM/…"), severity, event_type (or type), time, user, message.
+    Empty: all stored ones. Step events only if all that matches must have one job_id, or one correlation_id.
     """
     page_size: _builtins.int
     """As everywhere."""
@@ -704,7 +740,7 @@ class ListEntitiesRequest(_message.Message):
     entity_type: _jobs_pb2.EntityType.ValueType
     """Their type; UNSPECIFIED: all types."""
     filter: _builtins.str
-    """Over name, status, state, host; joined by AND."""
+    """See JobStore. Over entity_id, name, status, state, host, error."""
     page_size: _builtins.int
     """As everywhere."""
     page_token: _builtins.str
@@ -752,6 +788,106 @@ class ListEntitiesResponse(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___ListEntitiesResponse: _TypeAlias = ListEntitiesResponse  # noqa: Y015
+
+@_typing.final
+class ListFilterFieldsRequest(_message.Message):
+    """Of what."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    KIND_FIELD_NUMBER: _builtins.int
+    kind: Global___FilteredKind.ValueType
+    """Default JOBS."""
+    def __init__(
+        self,
+        *,
+        kind: Global___FilteredKind.ValueType = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["kind", b"kind"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ListFilterFieldsRequest: _TypeAlias = ListFilterFieldsRequest  # noqa: Y015
+
+@_typing.final
+class ListFilterFieldsResponse(_message.Message):
+    """All of them."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    FIELDS_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def fields(self) -> _containers.RepeatedCompositeFieldContainer[Global___FilterField]:
+        """In the order in which they are best shown."""
+
+    def __init__(
+        self,
+        *,
+        fields: _abc.Iterable[Global___FilterField] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["fields", b"fields"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ListFilterFieldsResponse: _TypeAlias = ListFilterFieldsResponse  # noqa: Y015
+
+@_typing.final
+class FilterField(_message.Message):
+    """A field that filters may name."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    NAME_FIELD_NUMBER: _builtins.int
+    ALIAS_FIELD_NUMBER: _builtins.int
+    DESCRIPTION_FIELD_NUMBER: _builtins.int
+    VALUE_FORMAT_FIELD_NUMBER: _builtins.int
+    VALUES_FIELD_NUMBER: _builtins.int
+    OPERATORS_FIELD_NUMBER: _builtins.int
+    CHANGING_FIELD_NUMBER: _builtins.int
+    REPEATED_FIELD_NUMBER: _builtins.int
+    name: _builtins.str
+    """Its name."""
+    alias: _builtins.str
+    """Another name for it; empty if it has none."""
+    description: _builtins.str
+    """What it is, for people."""
+    value_format: _builtins.str
+    """How a value is written, in words: "one of ...", "a time like ..."."""
+    changing: _builtins.bool
+    """True: something may cease to match by it, and a watch then removes it."""
+    repeated: _builtins.bool
+    """True: it may have several values."""
+    @_builtins.property
+    def values(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """All possible values; empty unless they are few."""
+
+    @_builtins.property
+    def operators(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """By which it can be compared. That there is a value can be asked of all of them, by `:*` and has()."""
+
+    def __init__(
+        self,
+        *,
+        name: _builtins.str = ...,
+        alias: _builtins.str = ...,
+        description: _builtins.str = ...,
+        value_format: _builtins.str = ...,
+        values: _abc.Iterable[_builtins.str] | None = ...,
+        operators: _abc.Iterable[_builtins.str] | None = ...,
+        changing: _builtins.bool = ...,
+        repeated: _builtins.bool = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["alias", b"alias", "changing", b"changing", "description", b"description", "name", b"name", "operators", b"operators", "repeated", b"repeated", "value_format", b"value_format", "values", b"values"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___FilterField: _TypeAlias = FilterField  # noqa: Y015
 
 @_typing.final
 class PutEntitiesRequest(_message.Message):
@@ -849,7 +985,7 @@ class DeleteJobsRequest(_message.Message):
     OLDER_THAN_FIELD_NUMBER: _builtins.int
     @_builtins.property
     def older_than(self) -> _timestamp_pb2.Timestamp:
-        """Those that ended before."""
+        """Those that ended before. Must be given."""
 
     def __init__(
         self,
@@ -871,16 +1007,26 @@ class DeleteJobsResponse(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 
     DELETED_FIELD_NUMBER: _builtins.int
+    KEPT_FIELD_NUMBER: _builtins.int
+    COMPLETE_FIELD_NUMBER: _builtins.int
     deleted: _builtins.int
     """How many."""
+    kept: _builtins.int
+    """How many ended before and were left: with tasks that a host still knows, or `auto_cleared` false (which DeleteJob
+    alone deletes). Counted only when complete.
+    """
+    complete: _builtins.bool
+    """False: the call's time was up before all were deleted."""
     def __init__(
         self,
         *,
         deleted: _builtins.int = ...,
+        kept: _builtins.int = ...,
+        complete: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["deleted", b"deleted"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["complete", b"complete", "deleted", b"deleted", "kept", b"kept"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -32,6 +32,22 @@ class JobStoreStub(object):
 
     Paging: `page_size` 0 means 50, at most 1000; `next_page_token` is empty on the last page; a token belongs to the
     call and arguments that it came from (INVALID_ARGUMENT PAGE_TOKEN_INVALID otherwise).
+
+    Filters are AIP-160's (https://google.aip.dev/160), over the fields that ListFilterFields lists, and mean the same
+    wherever a call takes one:
+
+    status = FAILED AND entity:"VM/vm-1"            AND, OR, NOT and -, parentheses; OR binds tighter than AND
+    status = (FAILED OR ABORTED) AND NOT owner = ann
+    type = "Remove*" AND has(error)                 * stands for anything in texts, entities and ids
+    create_time >= "2026-11-22T08:00:00Z" AND duration > 1h30m
+    migrating "storage domain"                      words by themselves: both are in the description
+
+    Operators are =, !=, <, <=, >, >= (numbers, times, durations) and `:`, which is `=`, but in prose looks for a part, in
+    small or capital letters; `field:*` and `has(field)` ask that there is a value. A field with many values fulfils what
+    one of them fulfils; what has no value fulfils nothing, so `NOT end_time > "..."` is true of what has not ended, and
+    so is `!=`. In quotes a backslash takes away the meaning of the next character. At most 4,000 characters, 100 terms,
+    parentheses 16 deep. What does not fit is INVALID_ARGUMENT FILTER_INVALID: the violation says where and what was
+    expected there; metadata `position`, from 1, absent at the end.
     """
 
     def __init__(self, channel):
@@ -95,6 +111,11 @@ class JobStoreStub(object):
                 request_serializer=waybill_dot_v1_dot_jobstore__pb2.GetEntityRequest.SerializeToString,
                 response_deserializer=waybill_dot_v1_dot_jobs__pb2.Entity.FromString,
                 _registered_method=True)
+        self.ListFilterFields = channel.unary_unary(
+                '/waybill.v1.JobStore/ListFilterFields',
+                request_serializer=waybill_dot_v1_dot_jobstore__pb2.ListFilterFieldsRequest.SerializeToString,
+                response_deserializer=waybill_dot_v1_dot_jobstore__pb2.ListFilterFieldsResponse.FromString,
+                _registered_method=True)
         self.ListEntities = channel.unary_unary(
                 '/waybill.v1.JobStore/ListEntities',
                 request_serializer=waybill_dot_v1_dot_jobstore__pb2.ListEntitiesRequest.SerializeToString,
@@ -128,6 +149,22 @@ class JobStoreServicer(object):
 
     Paging: `page_size` 0 means 50, at most 1000; `next_page_token` is empty on the last page; a token belongs to the
     call and arguments that it came from (INVALID_ARGUMENT PAGE_TOKEN_INVALID otherwise).
+
+    Filters are AIP-160's (https://google.aip.dev/160), over the fields that ListFilterFields lists, and mean the same
+    wherever a call takes one:
+
+    status = FAILED AND entity:"VM/vm-1"            AND, OR, NOT and -, parentheses; OR binds tighter than AND
+    status = (FAILED OR ABORTED) AND NOT owner = ann
+    type = "Remove*" AND has(error)                 * stands for anything in texts, entities and ids
+    create_time >= "2026-11-22T08:00:00Z" AND duration > 1h30m
+    migrating "storage domain"                      words by themselves: both are in the description
+
+    Operators are =, !=, <, <=, >, >= (numbers, times, durations) and `:`, which is `=`, but in prose looks for a part, in
+    small or capital letters; `field:*` and `has(field)` ask that there is a value. A field with many values fulfils what
+    one of them fulfils; what has no value fulfils nothing, so `NOT end_time > "..."` is true of what has not ended, and
+    so is `!=`. In quotes a backslash takes away the meaning of the next character. At most 4,000 characters, 100 terms,
+    parentheses 16 deep. What does not fit is INVALID_ARGUMENT FILTER_INVALID: the violation says where and what was
+    expected there; metadata `position`, from 1, absent at the end.
     """
 
     def GetJob(self, request, context):
@@ -214,6 +251,13 @@ class JobStoreServicer(object):
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def ListFilterFields(self, request, context):
+        """The fields that filters may name. They stay the same while the server runs.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def ListEntities(self, request, context):
         """Entities of a type, by id.
         """
@@ -230,14 +274,17 @@ class JobStoreServicer(object):
         raise NotImplementedError('Method not implemented!')
 
     def DeleteJob(self, request, context):
-        """Deletes one ended job. Later release: UNIMPLEMENTED.
+        """Deletes one ended job, whole: its steps, commands, tasks and events. Watchers are told. Its request id stays used for
+        as long as its tombstone is kept (JOBSTORE_TOMBSTONE_SECONDS). May be repeated: NOT_FOUND JOB_NOT_FOUND then.
+        FAILED_PRECONDITION JOB_NOT_ENDED; TASKS_NOT_CLEARED: a host still knows a task of it, or cannot be asked.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def DeleteJobs(self, request, context):
-        """Deletes ended jobs older than a time. Later release: UNIMPLEMENTED.
+        """Deletes the jobs that ended before a time, the invisible ones too, in many small steps, each job whole. Repeat it
+        while the answer is not `complete`.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -308,6 +355,11 @@ def add_JobStoreServicer_to_server(servicer, server):
                     request_deserializer=waybill_dot_v1_dot_jobstore__pb2.GetEntityRequest.FromString,
                     response_serializer=waybill_dot_v1_dot_jobs__pb2.Entity.SerializeToString,
             ),
+            'ListFilterFields': grpc.unary_unary_rpc_method_handler(
+                    servicer.ListFilterFields,
+                    request_deserializer=waybill_dot_v1_dot_jobstore__pb2.ListFilterFieldsRequest.FromString,
+                    response_serializer=waybill_dot_v1_dot_jobstore__pb2.ListFilterFieldsResponse.SerializeToString,
+            ),
             'ListEntities': grpc.unary_unary_rpc_method_handler(
                     servicer.ListEntities,
                     request_deserializer=waybill_dot_v1_dot_jobstore__pb2.ListEntitiesRequest.FromString,
@@ -347,6 +399,22 @@ class JobStore(object):
 
     Paging: `page_size` 0 means 50, at most 1000; `next_page_token` is empty on the last page; a token belongs to the
     call and arguments that it came from (INVALID_ARGUMENT PAGE_TOKEN_INVALID otherwise).
+
+    Filters are AIP-160's (https://google.aip.dev/160), over the fields that ListFilterFields lists, and mean the same
+    wherever a call takes one:
+
+    status = FAILED AND entity:"VM/vm-1"            AND, OR, NOT and -, parentheses; OR binds tighter than AND
+    status = (FAILED OR ABORTED) AND NOT owner = ann
+    type = "Remove*" AND has(error)                 * stands for anything in texts, entities and ids
+    create_time >= "2026-11-22T08:00:00Z" AND duration > 1h30m
+    migrating "storage domain"                      words by themselves: both are in the description
+
+    Operators are =, !=, <, <=, >, >= (numbers, times, durations) and `:`, which is `=`, but in prose looks for a part, in
+    small or capital letters; `field:*` and `has(field)` ask that there is a value. A field with many values fulfils what
+    one of them fulfils; what has no value fulfils nothing, so `NOT end_time > "..."` is true of what has not ended, and
+    so is `!=`. In quotes a backslash takes away the meaning of the next character. At most 4,000 characters, 100 terms,
+    parentheses 16 deep. What does not fit is INVALID_ARGUMENT FILTER_INVALID: the violation says where and what was
+    expected there; metadata `position`, from 1, absent at the end.
     """
 
     @staticmethod
@@ -636,6 +704,33 @@ class JobStore(object):
             '/waybill.v1.JobStore/GetEntity',
             waybill_dot_v1_dot_jobstore__pb2.GetEntityRequest.SerializeToString,
             waybill_dot_v1_dot_jobs__pb2.Entity.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ListFilterFields(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/waybill.v1.JobStore/ListFilterFields',
+            waybill_dot_v1_dot_jobstore__pb2.ListFilterFieldsRequest.SerializeToString,
+            waybill_dot_v1_dot_jobstore__pb2.ListFilterFieldsResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -19,6 +19,22 @@ class JobStoreStub:
 
     Paging: `page_size` 0 means 50, at most 1000; `next_page_token` is empty on the last page; a token belongs to the
     call and arguments that it came from (INVALID_ARGUMENT PAGE_TOKEN_INVALID otherwise).
+
+    Filters are AIP-160's (https://google.aip.dev/160), over the fields that ListFilterFields lists, and mean the same
+    wherever a call takes one:
+
+        status = FAILED AND entity:"VM/vm-1"            AND, OR, NOT and -, parentheses; OR binds tighter than AND
+        status = (FAILED OR ABORTED) AND NOT owner = ann
+        type = "Remove*" AND has(error)                 * stands for anything in texts, entities and ids
+        create_time >= "2026-11-22T08:00:00Z" AND duration > 1h30m
+        migrating "storage domain"                      words by themselves: both are in the description
+
+    Operators are =, !=, <, <=, >, >= (numbers, times, durations) and `:`, which is `=`, but in prose looks for a part, in
+    small or capital letters; `field:*` and `has(field)` ask that there is a value. A field with many values fulfils what
+    one of them fulfils; what has no value fulfils nothing, so `NOT end_time > "..."` is true of what has not ended, and
+    so is `!=`. In quotes a backslash takes away the meaning of the next character. At most 4,000 characters, 100 terms,
+    parentheses 16 deep. What does not fit is INVALID_ARGUMENT FILTER_INVALID: the violation says where and what was
+    expected there; metadata `position`, from 1, absent at the end.
     """
 
     def __init__(self, channel: _aio.Channel) -> None: ...
@@ -52,6 +68,8 @@ class JobStoreStub:
     """The audit log, oldest first; step events are derived from the steps."""
     GetEntity: _aio.UnaryUnaryMultiCallable[_jobstore_pb2.GetEntityRequest, _jobs_pb2.Entity]
     """One entity. NOT_FOUND ENTITY_NOT_FOUND."""
+    ListFilterFields: _aio.UnaryUnaryMultiCallable[_jobstore_pb2.ListFilterFieldsRequest, _jobstore_pb2.ListFilterFieldsResponse]
+    """The fields that filters may name. They stay the same while the server runs."""
     ListEntities: _aio.UnaryUnaryMultiCallable[_jobstore_pb2.ListEntitiesRequest, _jobstore_pb2.ListEntitiesResponse]
     """Entities of a type, by id."""
     PutEntities: _aio.UnaryUnaryMultiCallable[_jobstore_pb2.PutEntitiesRequest, _jobstore_pb2.PutEntitiesResponse]
@@ -59,9 +77,14 @@ class JobStoreStub:
     FAILED_PRECONDITION LOCKED: a flow holds one of them.
     """
     DeleteJob: _aio.UnaryUnaryMultiCallable[_jobstore_pb2.DeleteJobRequest, _jobstore_pb2.DeleteJobResponse]
-    """Deletes one ended job. Later release: UNIMPLEMENTED."""
+    """Deletes one ended job, whole: its steps, commands, tasks and events. Watchers are told. Its request id stays used for
+    as long as its tombstone is kept (JOBSTORE_TOMBSTONE_SECONDS). May be repeated: NOT_FOUND JOB_NOT_FOUND then.
+    FAILED_PRECONDITION JOB_NOT_ENDED; TASKS_NOT_CLEARED: a host still knows a task of it, or cannot be asked.
+    """
     DeleteJobs: _aio.UnaryUnaryMultiCallable[_jobstore_pb2.DeleteJobsRequest, _jobstore_pb2.DeleteJobsResponse]
-    """Deletes ended jobs older than a time. Later release: UNIMPLEMENTED."""
+    """Deletes the jobs that ended before a time, the invisible ones too, in many small steps, each job whole. Repeat it
+    while the answer is not `complete`.
+    """
     CheckConsistency: _aio.UnaryUnaryMultiCallable[_jobstore_pb2.CheckConsistencyRequest, _jobstore_pb2.CheckConsistencyResponse]
     """Every violation of what must always hold; empty when all is well."""
 
@@ -71,6 +94,22 @@ class JobStoreServicer(metaclass=_abc_1.ABCMeta):
 
     Paging: `page_size` 0 means 50, at most 1000; `next_page_token` is empty on the last page; a token belongs to the
     call and arguments that it came from (INVALID_ARGUMENT PAGE_TOKEN_INVALID otherwise).
+
+    Filters are AIP-160's (https://google.aip.dev/160), over the fields that ListFilterFields lists, and mean the same
+    wherever a call takes one:
+
+        status = FAILED AND entity:"VM/vm-1"            AND, OR, NOT and -, parentheses; OR binds tighter than AND
+        status = (FAILED OR ABORTED) AND NOT owner = ann
+        type = "Remove*" AND has(error)                 * stands for anything in texts, entities and ids
+        create_time >= "2026-11-22T08:00:00Z" AND duration > 1h30m
+        migrating "storage domain"                      words by themselves: both are in the description
+
+    Operators are =, !=, <, <=, >, >= (numbers, times, durations) and `:`, which is `=`, but in prose looks for a part, in
+    small or capital letters; `field:*` and `has(field)` ask that there is a value. A field with many values fulfils what
+    one of them fulfils; what has no value fulfils nothing, so `NOT end_time > "..."` is true of what has not ended, and
+    so is `!=`. In quotes a backslash takes away the meaning of the next character. At most 4,000 characters, 100 terms,
+    parentheses 16 deep. What does not fit is INVALID_ARGUMENT FILTER_INVALID: the violation says where and what was
+    expected there; metadata `position`, from 1, absent at the end.
     """
 
     @_abc_1.abstractmethod
@@ -170,6 +209,14 @@ class JobStoreServicer(metaclass=_abc_1.ABCMeta):
         """One entity. NOT_FOUND ENTITY_NOT_FOUND."""
 
     @_abc_1.abstractmethod
+    def ListFilterFields(
+        self,
+        request: _jobstore_pb2.ListFilterFieldsRequest,
+        context: _aio.ServicerContext[_jobstore_pb2.ListFilterFieldsRequest, _abc.Awaitable[_jobstore_pb2.ListFilterFieldsResponse]],
+    ) -> _abc.Awaitable[_jobstore_pb2.ListFilterFieldsResponse]:
+        """The fields that filters may name. They stay the same while the server runs."""
+
+    @_abc_1.abstractmethod
     def ListEntities(
         self,
         request: _jobstore_pb2.ListEntitiesRequest,
@@ -193,7 +240,10 @@ class JobStoreServicer(metaclass=_abc_1.ABCMeta):
         request: _jobstore_pb2.DeleteJobRequest,
         context: _aio.ServicerContext[_jobstore_pb2.DeleteJobRequest, _abc.Awaitable[_jobstore_pb2.DeleteJobResponse]],
     ) -> _abc.Awaitable[_jobstore_pb2.DeleteJobResponse]:
-        """Deletes one ended job. Later release: UNIMPLEMENTED."""
+        """Deletes one ended job, whole: its steps, commands, tasks and events. Watchers are told. Its request id stays used for
+        as long as its tombstone is kept (JOBSTORE_TOMBSTONE_SECONDS). May be repeated: NOT_FOUND JOB_NOT_FOUND then.
+        FAILED_PRECONDITION JOB_NOT_ENDED; TASKS_NOT_CLEARED: a host still knows a task of it, or cannot be asked.
+        """
 
     @_abc_1.abstractmethod
     def DeleteJobs(
@@ -201,7 +251,9 @@ class JobStoreServicer(metaclass=_abc_1.ABCMeta):
         request: _jobstore_pb2.DeleteJobsRequest,
         context: _aio.ServicerContext[_jobstore_pb2.DeleteJobsRequest, _abc.Awaitable[_jobstore_pb2.DeleteJobsResponse]],
     ) -> _abc.Awaitable[_jobstore_pb2.DeleteJobsResponse]:
-        """Deletes ended jobs older than a time. Later release: UNIMPLEMENTED."""
+        """Deletes the jobs that ended before a time, the invisible ones too, in many small steps, each job whole. Repeat it
+        while the answer is not `complete`.
+        """
 
     @_abc_1.abstractmethod
     def CheckConsistency(
