@@ -1,11 +1,12 @@
-"""`waybill jobs`: list, fields, get, watch, cancel, tasks."""
+"""`waybill jobs`: list, fields, get, watch, cancel, delete, tasks."""
 
 from __future__ import annotations
 
 import uuid
 from collections.abc import AsyncIterator, Iterable
+from datetime import UTC, datetime, timedelta
 from enum import StrEnum
-from typing import Annotated, Any, TypeVar
+from typing import Annotated, Any, Final, TypeVar
 
 import typer
 from google.protobuf.message import Message
@@ -14,6 +15,7 @@ from rich.text import Text
 
 from waybill.v1.jobs_pb2 import HostTask, Job
 from waybill.v1.jobstore_pb2 import FilteredKind, FilterField
+from waybill_cli import completion
 from waybill_cli.exits import Complaint, Exit
 from waybill_cli.follow import exit_code_of, follow, shown_as, unseen
 from waybill_cli.jaeger import Jaeger
@@ -47,7 +49,7 @@ Item = TypeVar("Item", bound=Message)
 
 app = typer.Typer(help="What runs and what ran.", no_args_is_help=True)
 
-_SEARCHED = 1000  # newest jobs among which a part of an id is looked up
+_ENOUGH = 5  # jobs like a part of an id, to say that there are several
 
 JOB_COLUMNS: list[Column[Job]] = [
     Column("JOB", lambda job: job.job_id, whole=True),
@@ -206,6 +208,53 @@ def cancel_job(
     perform(work())
 
 
+@app.command("delete")
+def delete_jobs(
+    context: typer.Context,
+    job_ids: Annotated[
+        list[str] | None,
+        typer.Argument(metavar="[JOB_ID]...", help="Ended jobs.", autocompletion=completion.job_ids),
+    ] = None,
+    older_than: Annotated[
+        str | None, typer.Option("--older-than", metavar="AGE", help="All that ended so long ago: 90s, 30m, 12h, 7d.")
+    ] = None,
+) -> None:
+    """Deletes ended jobs, with all that is known of them. Not with tasks that a host has not cleared yet."""
+
+    async def work() -> None:
+        if bool(job_ids) == (older_than is not None):
+            raise Complaint("which jobs?", "name some, or say --older-than 7d")
+        async with session_of(context).client() as client:
+            if older_than is not None:
+                await _delete_older(client, older_than)
+            for job_id in job_ids or ():
+                whole = await whole_job_id(client, job_id)
+                await client.delete_job(whole)
+                tell(f"deleted {whole}")
+
+    perform(work())
+
+
+async def _delete_older(client: WaybillClient, age: str) -> None:
+    answer = await client.delete_jobs(datetime.now(UTC) - an_age(age))
+    tell(f"deleted {answer.deleted} jobs")
+    if answer.kept:
+        tell(
+            f"{answer.kept} older ones stay: a host has not cleared their tasks yet, or they are to be deleted by name"
+        )
+
+
+_UNITS: Final = {"s": 1, "m": 60, "h": 3_600, "d": 86_400}
+
+
+def an_age(text: str) -> timedelta:
+    """`7d` as a time; Complaint if it is none."""
+    number, unit = text[:-1], text[-1:]
+    if not (number.isascii() and number.isdecimal() and len(number) <= 9 and unit in _UNITS):
+        raise Complaint(f"{text!r} is no age", "like 90s, 30m, 12h or 7d")
+    return timedelta(seconds=int(number) * _UNITS[unit])
+
+
 @app.command("tasks")
 def list_tasks(
     context: typer.Context, job_id: JobIdArgument, limit: LimitOption = 200, output: FormatOption = Format.TABLE
@@ -221,16 +270,26 @@ def list_tasks(
 
 
 async def whole_job_id(client: WaybillClient, text: str) -> str:
-    """The id that begins or ends with the text, among the newest jobs; an id that is whole is not looked up."""
+    """The id of the one job whose id begins or ends with the text; an id that is whole is not looked up."""
     if _is_whole(text):
         return text
-    jobs = await first(_SEARCHED, client.list_jobs(page_size=_SEARCHED))
-    found = [job.job_id for job in jobs if job.job_id.startswith(text) or job.job_id.endswith(text)]
-    if not found:
+    jobs = await first(_ENOUGH, client.list_jobs(_like(text), page_size=_ENOUGH)) if _may_be_part(text) else []
+    if not jobs:
         raise NoJobLike(f"no job like {text!r}", "`waybill jobs list` shows the jobs", exit_code=Exit.REFUSED)
-    if len(found) > 1:
-        raise Complaint(f"{len(found)} jobs are like {text!r}", f"for instance {', '.join(found[:3])}")
-    return found[0]
+    if len(jobs) > 1:
+        raise Complaint(
+            f"{'many' if len(jobs) == _ENOUGH else len(jobs)} jobs are like {text!r}",
+            f"for instance {', '.join(job.job_id for job in jobs[:3])}",
+        )
+    return jobs[0].job_id
+
+
+def _like(part: str) -> str:
+    return f'(job_id = "{part}*" OR job_id = "*{part}") AND has(visible)'
+
+
+def _may_be_part(text: str) -> bool:
+    return 0 < len(text) < 36 and not set(text.lower()) - set("0123456789abcdef-")
 
 
 async def first(count: int, items: AsyncIterator[Item]) -> list[Item]:

@@ -343,6 +343,24 @@ class WaybillClient:
                 pass
         return job
 
+    async def delete_job(self, job_id: str) -> None:
+        """Deletes an ended job, whole. NotFound; FailedPrecondition for JOB_NOT_ENDED and TASKS_NOT_CLEARED."""
+        await self._reads.call(self._jobstore.DeleteJob, jobstore.DeleteJobRequest(job_id=job_id))
+
+    async def delete_jobs(self, older_than: datetime, *, timeout: float = 60.0) -> jobstore.DeleteJobsResponse:
+        """Deletes all jobs that ended before a time, but for those that have to stay, of which it says how many.
+
+        It asks as often as it takes; `timeout` is that of each call.
+        """
+        request = jobstore.DeleteJobsRequest(older_than=timestamp(older_than))
+        deleted = 0
+        while True:
+            answer = await self._reads.call(self._jobstore.DeleteJobs, request, timeout=timeout)
+            deleted += answer.deleted
+            if answer.complete:
+                answer.deleted = deleted
+                return answer
+
     # What jobs are made of
 
     def list_steps(self, job_id: str, *, page_size: int = 0) -> AsyncIterator[Step]:

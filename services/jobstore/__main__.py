@@ -14,6 +14,7 @@ from chassis.tracing import open_tracing
 from jobstore.audit import Audit
 from jobstore.census import taking_census
 from jobstore.consistency import Consistency
+from jobstore.deletion import Deletion
 from jobstore.entities import Entities
 from jobstore.externaljobs import ExternalJobs, beating_pool
 from jobstore.feed import Feed
@@ -30,6 +31,7 @@ from jobstore.reads import JobStoreService
 from jobstore.service import LARGEST_MESSAGE_MIB, JournalService
 from jobstore.settings import Settings
 from jobstore.snapshots import reading_pool
+from jobstore.sweeper import Sweeper
 from waybill.v1 import jobstore_pb2_grpc
 
 CANNOT_USE_DATABASE = 4
@@ -52,12 +54,13 @@ async def main(settings: Settings) -> None:
             beating_pool(url) as beating,
             Journal(url, clock) as journal,
             Feed(pool, clock, rng) as feed,
+            Sweeper(pool, Deletion(journal, ids), clock, settings.retention, settings.sweep_seconds) as sweeper,
             open_tracing(settings.traces_endpoint, "waybill-jobstore") as tracing,
             taking_census(pool, clock, metrics),
         ):
-            metrics.add(postgres, PoolTallies(pool), journal.metrics, feed.metrics)
+            metrics.add(postgres, PoolTallies(pool), journal.metrics, feed.metrics, sweeper.metrics)
             entities = Entities(pool, journal)
-            reads = JobStoreService(Queries(pool), Audit(pool), feed, Consistency(pool), entities)
+            reads = JobStoreService(Queries(pool), Audit(pool), feed, Consistency(pool), entities, sweeper)
             leases, flows = Leases(leasing, journal, ids), Flows(pool, journal)
             external_jobs = ExternalJobs(beating, journal, ids)
             writes = JournalService(journal, leases, flows, entities, feed, external_jobs)

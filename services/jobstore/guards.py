@@ -11,6 +11,7 @@ taken, freed, a request id used by an earlier commit of the batch counts for a l
 | sequence | that is neither the stored one (the same answer again) nor the next | SEQUENCE_MISMATCH |
 | end | of a flow that has ended | JOB_ENDED |
 | request id | that another request of the owner's has used (the same one: its job is the answer) | REQUEST_ID_REUSED |
+| | whose job was deleted not long ago | JOB_DELETED |
 | external job | that attaches its flow to one that is not there, not external, or over | JOB_NOT_FOUND … |
 | locks | that wants what another flow holds | LOCKED |
 | versions | that has read what has changed since | CONFLICT |
@@ -87,6 +88,8 @@ class Guards:
     """By flow."""
     requests: dict[tuple[str, str], tuple[str, bytes]] = field(default_factory=dict)
     """Job and hash by owner and request id."""
+    spent_requests: dict[tuple[str, str], str] = field(default_factory=dict)
+    """The same of deleted jobs; without the hash."""
     holders: dict[Key, list[Holder]] = field(default_factory=dict)
     versions: dict[Key, int] = field(default_factory=dict)
     external_jobs: dict[str, tuple[ExternalJob, int]] = field(default_factory=dict)
@@ -179,14 +182,24 @@ def _stale(commit: jobstore_pb2.FlowCommit, root: Root) -> Verdict:
 
 def _check_request_id(guards: Guards, commit: jobstore_pb2.FlowCommit) -> Verdict | None:
     job = commit.new_job
-    known = guards.requests.get((job.owner, job.request_id)) if job.request_id else None
-    if known is None:
+    if not job.request_id:
         return None
+    known = guards.requests.get((job.owner, job.request_id))
+    if known is None:
+        return _check_spent(guards, job)
     job_id, request_hash = known
     if request_hash == job.request_hash:
         return Existing(job_id)
     message = f"request id {job.request_id} was used with another body"
     return Refuse(already_exists("REQUEST_ID_REUSED", message, job_id=job_id))
+
+
+def _check_spent(guards: Guards, job: jobstore_pb2.JobRow) -> Verdict | None:
+    job_id = guards.spent_requests.get((job.owner, job.request_id))
+    if job_id is None:
+        return None
+    message = f"the job of request id {job.request_id}, {job_id}, was deleted after it had ended"
+    return Refuse(already_exists("JOB_DELETED", message, job_id=job_id))
 
 
 def _check_external(guards: Guards, commit: jobstore_pb2.FlowCommit) -> Verdict | None:

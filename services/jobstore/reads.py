@@ -7,7 +7,8 @@ from typing import Any, Final, TypeAlias, cast
 
 import grpc
 
-from chassis.errors import invalid_argument, invalid_field, not_available_yet
+from chassis import context
+from chassis.errors import invalid_argument, invalid_field
 from jobstore.audit import Audit, key_kinds
 from jobstore.checks import (
     check_text,
@@ -22,12 +23,14 @@ from jobstore.checks import (
     checked_view,
 )
 from jobstore.consistency import Consistency
+from jobstore.deletion import Actor
 from jobstore.entities import Entities
 from jobstore.feed import DEFAULT_BOOKMARK_SECONDS, Feed
 from jobstore.fields import FILTERED, filter_field_message
 from jobstore.filter import entity_filter, event_filter, job_filter
 from jobstore.paging import Paging
 from jobstore.queries import Queries
+from jobstore.sweeper import Sweeper
 from waybill.v1 import jobs_pb2, jobstore_pb2, jobstore_pb2_grpc
 
 BASIC: Final = jobs_pb2.JOB_VIEW_BASIC
@@ -40,13 +43,20 @@ class JobStoreService(jobstore_pb2_grpc.JobStoreServicer):
     """The service that readers see."""
 
     def __init__(
-        self, queries: Queries, audit: Audit, feed: Feed, consistency: Consistency, entities: Entities
+        self,
+        queries: Queries,
+        audit: Audit,
+        feed: Feed,
+        consistency: Consistency,
+        entities: Entities,
+        sweeper: Sweeper,
     ) -> None:
         self._queries = queries
         self._audit = audit
         self._feed = feed
         self._consistency = consistency
         self._entities = entities
+        self._sweeper = sweeper
 
     # --- jobs ------------------------------------------------------------------------------------------------------
 
@@ -93,10 +103,14 @@ class JobStoreService(jobstore_pb2_grpc.JobStoreServicer):
         return cast(AsyncIterator[jobstore_pb2.WatchJobsResponse], messages)
 
     async def DeleteJob(self, request: jobstore_pb2.DeleteJobRequest, rpc: _Rpc) -> jobstore_pb2.DeleteJobResponse:
-        raise not_available_yet("DeleteJob")
+        await self._sweeper.delete_job(checked_id("job_id", request.job_id), _caller())
+        return jobstore_pb2.DeleteJobResponse()
 
     async def DeleteJobs(self, request: jobstore_pb2.DeleteJobsRequest, rpc: _Rpc) -> jobstore_pb2.DeleteJobsResponse:
-        raise not_available_yet("DeleteJobs")
+        if not request.HasField("older_than"):
+            raise invalid_field("older_than", "must be given")
+        older_than = checked_time("older_than", request.older_than)
+        return await self._sweeper.delete_older(older_than, _caller(), rpc.time_remaining())
 
     # --- what jobs are made of -------------------------------------------------------------------------------------
 
@@ -168,3 +182,8 @@ class JobStoreService(jobstore_pb2_grpc.JobStoreServicer):
         self, request: jobstore_pb2.CheckConsistencyRequest, rpc: _Rpc
     ) -> jobstore_pb2.CheckConsistencyResponse:
         return jobstore_pb2.CheckConsistencyResponse(violations=await self._consistency.check())
+
+
+def _caller() -> Actor:
+    call = context.current()
+    return Actor(call.user, call.correlation_id)

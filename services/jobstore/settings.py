@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from dataclasses import dataclass
 from pathlib import Path
 
 from pydantic import Field, field_validator
@@ -19,6 +20,18 @@ def _default_data_dir() -> Path:
     return Path(home).expanduser() / "waybill" / "jobstore"
 
 
+@dataclass(frozen=True)
+class Retention:
+    """How long things are kept, in seconds; -1: for ever."""
+
+    finished: float
+    """Jobs that ended FINISHED."""
+    others: float
+    """Jobs that ended otherwise."""
+    tombstones: float
+    """What is known of a deleted job."""
+
+
 class Settings(ServiceSettings, env_prefix="JOBSTORE_"):
     """What a jobstore is told from outside."""
 
@@ -29,7 +42,31 @@ class Settings(ServiceSettings, env_prefix="JOBSTORE_"):
     data_dir: Path = Field(
         default_factory=_default_data_dir, description="Folder of the embedded database; one jobstore owns it."
     )
+    finished_ttl_seconds: float = Field(
+        86_400, ge=-1, description="How long jobs that ended FINISHED are kept; -1: for ever. Default: a day."
+    )
+    failed_ttl_seconds: float = Field(
+        604_800, ge=-1, description="How long jobs that ended otherwise are kept; -1: for ever. Default: a week."
+    )
+    tombstone_seconds: float = Field(
+        3_600,
+        ge=1,
+        description="How long a deleted job is known as such: watches resume from before, its request id is refused.",
+    )
+    sweep_seconds: float = Field(300, ge=1, description="How often is looked what was kept for long enough.")
     log_level: str = Field("INFO", description="Least severe log lines that are written: DEBUG, INFO, WARNING, ERROR.")
+
+    @property
+    def retention(self) -> Retention:
+        """How long things are kept."""
+        return Retention(self.finished_ttl_seconds, self.failed_ttl_seconds, self.tombstone_seconds)
+
+    @field_validator("finished_ttl_seconds", "failed_ttl_seconds")
+    @classmethod
+    def _is_a_time_or_for_ever(cls, seconds: float) -> float:
+        if -1 < seconds < 0:
+            raise ValueError("must be -1, 0 or more")
+        return seconds
 
     @field_validator("database_url")
     @classmethod

@@ -42,6 +42,11 @@ READ_GUARDS: Final = """
               FROM unnest($3::text[], $4::text[]) AS u (owner, request_id)
               JOIN job ON job.owner = u.owner AND job.request_id = u.request_id
               WHERE job.owner = ANY ($3) AND job.request_id = ANY ($4) AND job.request_id <> '') AS requests,
+        ARRAY(SELECT (tombstone.owner, tombstone.request_id, tombstone.job_id)
+              FROM unnest($3::text[], $4::text[]) AS u (owner, request_id)
+              JOIN tombstone ON tombstone.owner = u.owner AND tombstone.request_id = u.request_id
+              WHERE tombstone.owner = ANY ($3) AND tombstone.request_id = ANY ($4)
+                    AND tombstone.request_id IS NOT NULL) AS spent_requests,
         ARRAY(SELECT (entity_lock.entity_type::text, entity_lock.entity_id, entity_lock.flow_command_id,
                       entity_lock.job_id, entity_lock.exclusive, entity_lock.reason)
               FROM unnest($5::text[], $6::text[]) AS u (entity_type, entity_id)

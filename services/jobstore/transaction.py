@@ -129,6 +129,7 @@ async def read_guards(
         leases=set(row["leases"]),
         roots={command_id: Root(*root) for command_id, *root in row["roots"]},
         requests={(owner, request_id): (job_id, hash_) for owner, request_id, job_id, hash_ in row["requests"]},
+        spent_requests={(owner, request_id): job_id for owner, request_id, job_id in row["spent_requests"]},
         versions={(entity_type, entity_id): version for entity_type, entity_id, version in row["versions"]},
     )
     for entity_type, entity_id, *holder in row["locks"]:

@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import AsyncIterator, Iterator
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import grpc
@@ -19,7 +20,7 @@ from typer.testing import CliRunner
 
 from waybill.v1.coordinator_pb2 import CommandType, RunCommandRequest
 from waybill.v1.jobs_pb2 import EntityType, ExecutionStatus, Job, Step
-from waybill.v1.jobstore_pb2 import JobChangeEvent, Violation, WatchJobsRequest, WatchJobsResponse
+from waybill.v1.jobstore_pb2 import DeleteJobsResponse, JobChangeEvent, Violation, WatchJobsRequest, WatchJobsResponse
 from waybill_cli.__main__ import app
 from waybill_client.words import plain, struct
 
@@ -182,6 +183,43 @@ def test_a_part_of_an_id_that_two_jobs_share_is_refused(far_end: FarEnd) -> None
     ended = waybill("jobs", "get", "ab")
     assert ended.exit_code == 2
     assert "2 jobs are like 'ab'" in ended.stderr
+
+
+def test_a_text_that_can_be_no_part_of_an_id_is_not_looked_up(far_end: FarEnd) -> None:
+    ended = waybill("jobs", "get", "no-such*")
+    assert ended.exit_code == 4
+    assert "no job like 'no-such*'" in ended.stderr
+    assert far_end.jobstore.filters == []
+
+
+def test_jobs_are_deleted_by_name(far_end: FarEnd) -> None:
+    far_end.jobstore.jobs[JOB_ID] = a_job("FINISHED")
+    other = JOB_ID.replace("1", "2")
+    assert waybill("jobs", "delete", "0001", other).exit_code == 0
+    assert far_end.jobstore.deleted == [JOB_ID, other]
+
+
+def test_old_jobs_are_deleted_until_all_are(far_end: FarEnd) -> None:
+    far_end.jobstore.deletions = [
+        DeleteJobsResponse(deleted=40, kept=1),
+        DeleteJobsResponse(deleted=2, kept=3, complete=True),
+    ]
+    before = datetime.now(UTC)
+    ended = waybill("jobs", "delete", "--older-than", "7d")
+    assert ended.exit_code == 0
+    assert "deleted 42 jobs" in ended.stderr
+    assert "3 older ones stay" in ended.stderr
+    asked = [request.older_than.ToDatetime(UTC) for request in far_end.jobstore.asked_to_delete]
+    assert asked[0] == asked[1]
+    assert timedelta() <= asked[0] + timedelta(days=7) - before < timedelta(minutes=1)
+
+
+@pytest.mark.parametrize(
+    "words", [(), ("--older-than", "7"), ("--older-than", "-1d"), ("--older-than", ""), ("ab", "--older-than", "1d")]
+)
+def test_what_is_to_be_deleted_must_be_said_in_one_way(far_end: FarEnd, words: tuple[str, ...]) -> None:
+    assert waybill("jobs", "delete", *words).exit_code == 2
+    assert far_end.jobstore.asked_to_delete == []
 
 
 def test_a_cancel_goes_to_the_coordinator_with_its_reason(far_end: FarEnd) -> None:

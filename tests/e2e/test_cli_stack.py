@@ -200,3 +200,34 @@ def test_what_entities_list_can_be_loaded_again(tmp_path: Path) -> None:
 
 def test_the_store_is_consistent() -> None:
     assert waybill("check").exit_code == 0
+
+
+def test_jobs_are_found_by_what_filters_can_say() -> None:
+    job = told("run", "AddDisk", "disk_id=f-1", "size_mb=4", "host_id=host-1", "--correlation-id", "found-1", "--wait")
+    for filter in (
+        'entity:"DISK/f-*" AND status = (FINISHED OR FAILED)',
+        "correlation_id = found-1 AND host = host-1 AND -has(error)",
+        'correlation_id:"found*" type:AddDisk duration < 1h',
+        '"f-1" AND NOT create_time < 2020-01-01T00:00:00Z',
+    ):
+        assert [each["job_id"] for each in told("jobs", "list", "--filter", filter)] == [job["job_id"]], filter
+    refused = waybill("jobs", "list", "--filter", "status = FINISHED AND colour = red")
+    assert refused.exit_code == 2
+    assert "at character 23: there is no field colour; there are job_id, status," in refused.stderr
+    assert "`waybill jobs fields` shows what can be asked" in refused.stderr
+
+
+def test_the_fields_of_filters_are_shown() -> None:
+    assert {"name": "command_type", "alias": "type"}.items() <= told("jobs", "fields")[2].items()
+    assert "severity" in waybill("jobs", "fields", "--of", "events").stdout
+
+
+def test_an_ended_job_is_deleted() -> None:
+    job_id = told("run", "AddDisk", "disk_id=gone", "size_mb=4", "host_id=host-1", "--wait")["job_id"]
+    while not all(task["cleared"] for task in told("jobs", "tasks", job_id)):
+        pass  # the host is asked to forget them once the job has ended
+    assert waybill("jobs", "delete", job_id).exit_code == 0
+    again = waybill("jobs", "delete", job_id)
+    assert again.exit_code == 4
+    assert "JOB_NOT_FOUND" in again.stderr
+    assert "deleted 0 jobs" in waybill("jobs", "delete", "--older-than", "9d").stderr

@@ -34,6 +34,7 @@ from chassis.server import Mount, Server
 from jobstore.audit import Audit
 from jobstore.consistency import Consistency
 from jobstore.datafolder import DataFolder
+from jobstore.deletion import Deletion
 from jobstore.entities import Entities
 from jobstore.externaljobs import ExternalJobs, beating_pool
 from jobstore.feed import Feed
@@ -46,7 +47,9 @@ from jobstore.postmaster import DatabaseError
 from jobstore.queries import Queries
 from jobstore.reads import JobStoreService
 from jobstore.service import LARGEST_MESSAGE_MIB, JournalService
+from jobstore.settings import Retention
 from jobstore.snapshots import reading_pool
+from jobstore.sweeper import Sweeper
 from waybill.v1 import jobstore_pb2_grpc
 
 TEMPLATE = "waybill_template"
@@ -172,9 +175,10 @@ async def running_jobstore(database_url: str) -> AsyncIterator[RunningJobstore]:
         beating_pool(database_url) as beating,
         Journal(database_url, clock) as journal,
         Feed(pool, clock, random.Random(1)) as feed,
+        Sweeper(pool, Deletion(journal, ids), clock, Retention(86_400, 604_800, 3_600)) as sweeper,
     ):
         entities = Entities(pool, journal)
-        reads = JobStoreService(Queries(pool), Audit(pool), feed, Consistency(pool), entities)
+        reads = JobStoreService(Queries(pool), Audit(pool), feed, Consistency(pool), entities, sweeper)
         leases, flows = Leases(leasing, journal, ids), Flows(pool, journal)
         external = ExternalJobs(beating, journal, ids)
         writes = JournalService(journal, leases, flows, entities, feed, external)

@@ -71,3 +71,11 @@ LANGUAGE sql IMMUTABLE STRICT PARALLEL SAFE AS $$
     WHERE (SELECT v FROM protobuf_fields(detail, 1) AS v LIMIT 1) = 'type.googleapis.com/google.rpc.ErrorInfo'::bytea
     LIMIT 1
 $$;
+
+-- A deleted job's request id stays used for as long as its tombstone is kept, so that a request that is repeated late
+-- is not carried out again.
+ALTER TABLE tombstone ADD COLUMN owner text COLLATE "C";
+ALTER TABLE tombstone ADD COLUMN request_id text COLLATE "C";  -- NULL: it had none
+CREATE INDEX tombstone_request_id ON tombstone (owner, request_id) WHERE request_id IS NOT NULL;
+-- Those of jobs are purged after a time; those of entities, whose versions go on, are not.
+CREATE INDEX tombstone_of_job ON tombstone (revision) WHERE job_id IS NOT NULL;

@@ -9,28 +9,17 @@ from contextlib import asynccontextmanager
 
 import grpc
 import pytest
-from tests.integration.coordinator.far_end import ScriptedHost, serving, until
+from tests.integration.conftest import RunningJobstore
+from tests.integration.coordinator.far_end import ScriptedHost, until
 
 from chassis.channels import open_channel
 from chassis.clock import SystemClock, Uuid7Ids
 from chassis.errors import WaybillError
-from chassis.server import Mount, Server
 from coordinator.hosts import Hosts
 from coordinator.journal import Journal
 from coordinator.monitor import Monitor
 from coordinator.recovery import Lease, Recovery
-from jobstore.audit import Audit
-from jobstore.consistency import Consistency
-from jobstore.entities import Entities
-from jobstore.externaljobs import ExternalJobs, beating_pool
-from jobstore.feed import Feed
-from jobstore.flows import Flows
-from jobstore.journal import Journal as StoreJournal
-from jobstore.leases import Leases, lease_pool
-from jobstore.queries import Queries
-from jobstore.reads import JobStoreService
-from jobstore.service import LARGEST_MESSAGE_MIB, JournalService
-from jobstore.snapshots import reading_pool
+from jobstore.service import LARGEST_MESSAGE_MIB
 from waybill.v1 import hostagent_pb2, jobs_pb2, jobstore_pb2, jobstore_pb2_grpc
 
 CLOCK = SystemClock()
@@ -41,28 +30,10 @@ HOST, VM = jobs_pb2.ENTITY_TYPE_HOST, jobs_pb2.ENTITY_TYPE_VM
 
 
 @pytest.fixture
-async def channel(database_url: str) -> AsyncIterator[grpc.aio.Channel]:
+async def channel(jobstore: RunningJobstore) -> AsyncIterator[grpc.aio.Channel]:
     """A line to a jobstore on a database of its own."""
-    async with (
-        reading_pool(database_url) as pool,
-        lease_pool(database_url) as leasing,
-        beating_pool(database_url) as beating,
-        StoreJournal(database_url, CLOCK) as journal,
-        Feed(pool, CLOCK, random.Random(1)) as feed,
-    ):
-        entities = Entities(pool, journal)
-        reads = JobStoreService(Queries(pool), Audit(pool), feed, Consistency(pool), entities)
-        leases, flows = Leases(leasing, journal, IDS), Flows(pool, journal)
-        external = ExternalJobs(beating, journal, IDS)
-        writes = JournalService(journal, leases, flows, entities, feed, external)
-        mounts = [
-            Mount("waybill.v1.JobStore", reads, jobstore_pb2_grpc.add_JobStoreServicer_to_server),
-            Mount("waybill.v1.Journal", writes, jobstore_pb2_grpc.add_JournalServicer_to_server, LARGEST_MESSAGE_MIB),
-        ]
-        async with serving(Server("127.0.0.1:0", mounts, grace=0)) as server:
-            async with open_channel(server.address, max_message_mib=64) as channel:
-                yield channel
-            await feed.close()
+    async with open_channel(jobstore.address, max_message_mib=LARGEST_MESSAGE_MIB) as channel:
+        yield channel
 
 
 @pytest.fixture

@@ -9,12 +9,12 @@ from typing import Any
 
 import asyncpg
 
-from jobstore import externaljobs, externalturn, leases, statements
+from jobstore import deletion, externaljobs, externalturn, leases, statements
 from jobstore.writer import SESSION
 
 SQL = {
     name: text
-    for module in (statements, leases, externaljobs, externalturn)
+    for module in (statements, leases, externaljobs, externalturn, deletion)
     for name, text in vars(module).items()
     if isinstance(text, str) and re.match(r"\s*(SELECT|INSERT|UPDATE|DELETE|WITH)\b", text)
 }

@@ -14,18 +14,21 @@ import pytest
 from tests.integration.jobstore.replay import Replay, assert_same, table
 from tests.integration.jobstore.scribe import Scribe
 
-from chassis.clock import SystemClock
+from chassis.clock import SystemClock, Uuid7Ids
 from chassis.errors import WaybillError
 from chassis.server import Mount, Server
 from jobstore.audit import Audit
 from jobstore.consistency import Consistency
+from jobstore.deletion import Deletion
 from jobstore.entities import Entities
 from jobstore.feed import Feed
 from jobstore.filter import job_filter
 from jobstore.journal import Journal
 from jobstore.queries import Queries
 from jobstore.reads import JobStoreService
+from jobstore.settings import Retention
 from jobstore.snapshots import Pool, borrowed, reading_pool
+from jobstore.sweeper import Sweeper
 from waybill.v1 import jobs_pb2, jobstore_pb2, jobstore_pb2_grpc
 from waybill.v1.jobs_pb2 import ENTITY_TYPE_UNSPECIFIED, ENTITY_TYPE_VM, JOB_VIEW_BASIC, JOB_VIEW_TREE
 from waybill.v1.jobstore_pb2 import (
@@ -68,8 +71,12 @@ class Wire:
 
 @pytest.fixture
 async def wire(database_url: str, pool: Pool, feed: Feed) -> AsyncIterator[Wire]:
-    async with Journal(database_url, SystemClock()) as journal:
-        service = JobStoreService(Queries(pool), Audit(pool), feed, Consistency(pool), Entities(pool, journal))
+    clock, ids = SystemClock(), Uuid7Ids()
+    async with (
+        Journal(database_url, clock) as journal,
+        Sweeper(pool, Deletion(journal, ids), clock, Retention(-1, -1, 3_600)) as sweeper,
+    ):
+        service = JobStoreService(Queries(pool), Audit(pool), feed, Consistency(pool), Entities(pool, journal), sweeper)
         mount = Mount(NAME, service, jobstore_pb2_grpc.add_JobStoreServicer_to_server)
         async with Server("127.0.0.1:0", [mount], grace=0.5) as server:
             server.set_serving(True)
@@ -150,6 +157,8 @@ ID = "0198c0de-0000-7000-8000-00000000000a"
         ("GetModifiedJobs", GetModifiedJobsRequest(since_revision=-1), "REQUEST_INVALID", "since_revision"),
         ("GetModifiedJobs", GetModifiedJobsRequest(since_revision=9), "REVISION_UNKNOWN", "since_revision"),
         ("GetModifiedJobs", GetModifiedJobsRequest(filter="a AND"), "FILTER_INVALID", "filter"),
+        ("DeleteJob", DeleteJobRequest(), "REQUEST_INVALID", "job_id"),
+        ("DeleteJobs", DeleteJobsRequest(), "REQUEST_INVALID", "older_than"),
         ("ListFilterFields", ListFilterFieldsRequest(kind=9), "REQUEST_INVALID", "kind"),  # type: ignore[arg-type]
         ("ListEntities", ListEntitiesRequest(filter="owner = anna"), "FILTER_INVALID", "filter"),
         ("WatchJobs", WatchJobsRequest(resume_revision=9), "REVISION_UNKNOWN", "resume_revision"),
@@ -190,18 +199,13 @@ async def test_what_is_not_there_is_not_found(wire: Wire) -> None:
     for call, request, reason in [
         ("GetJob", GetJobRequest(job_id=ID), "JOB_NOT_FOUND"),
         ("ListSteps", ListStepsRequest(job_id=ID), "JOB_NOT_FOUND"),
+        ("DeleteJob", DeleteJobRequest(job_id=ID), "JOB_NOT_FOUND"),
         ("ListCommands", ListCommandsRequest(flow_command_id=ID), "JOB_NOT_FOUND"),
         ("GetStep", GetStepRequest(step_id=ID), "STEP_NOT_FOUND"),
         ("GetEntity", GetEntityRequest(entity_type=ENTITY_TYPE_VM, entity_id="x"), "ENTITY_NOT_FOUND"),
     ]:
         error = await wire.refusal(call, request)
         assert (error.code.name, error.reason) == ("NOT_FOUND", reason)
-
-
-async def test_deleting_comes_in_a_later_release(wire: Wire) -> None:
-    for call, request in [("DeleteJob", DeleteJobRequest()), ("DeleteJobs", DeleteJobsRequest())]:
-        error = await wire.refusal(call, request)
-        assert (error.code.name, error.reason) == ("UNIMPLEMENTED", "NOT_AVAILABLE_YET")
 
 
 async def test_without_a_database_the_answer_is_unavailable() -> None:

@@ -24,6 +24,10 @@ from waybill.v1.jobs_pb2 import Command, Entity, Event, ExecutionStatus, HostTas
 from waybill.v1.jobstore_pb2 import (
     CheckConsistencyRequest,
     CheckConsistencyResponse,
+    DeleteJobRequest,
+    DeleteJobResponse,
+    DeleteJobsRequest,
+    DeleteJobsResponse,
     GetJobRequest,
     ListCommandsRequest,
     ListCommandsResponse,
@@ -96,6 +100,9 @@ class ScriptedJobStore(jobstore_pb2_grpc.JobStoreServicer):
         self.host_tasks: list[HostTask] = []
         self.locks: list[Lock] = []
         self.events: list[Event] = []
+        self.deleted: list[str] = []
+        self.asked_to_delete: list[DeleteJobsRequest] = []
+        self.deletions: list[DeleteJobsResponse] = []
 
     async def GetJob(self, request: GetJobRequest, context: Context) -> Job:
         if request.job_id not in self.jobs:
@@ -105,7 +112,7 @@ class ScriptedJobStore(jobstore_pb2_grpc.JobStoreServicer):
     async def ListJobs(self, request: ListJobsRequest, context: Context) -> ListJobsResponse:
         self.filters.append(request.filter)
         begin, size = int(request.page_token or 0), request.page_size or 50
-        jobs = [job for job in self.jobs.values() if _is_of(request.filter, job.correlation_id)]
+        jobs = [job for job in self.jobs.values() if _is_of(request.filter, job.correlation_id, job.job_id)]
         more = str(begin + size) if begin + size < len(jobs) else ""
         return ListJobsResponse(jobs=jobs[begin : begin + size], next_page_token=more)
 
@@ -132,6 +139,14 @@ class ScriptedJobStore(jobstore_pb2_grpc.JobStoreServicer):
         async for response in stream(request, context):
             yield response
 
+    async def DeleteJob(self, request: DeleteJobRequest, context: Context) -> DeleteJobResponse:
+        self.deleted.append(request.job_id)
+        return DeleteJobResponse()
+
+    async def DeleteJobs(self, request: DeleteJobsRequest, context: Context) -> DeleteJobsResponse:
+        self.asked_to_delete.append(request)
+        return self.deletions.pop(0)
+
     async def PutEntities(self, request: PutEntitiesRequest, context: Context) -> PutEntitiesResponse:
         self.entities.extend(request.entities)
         return PutEntitiesResponse(entities=request.entities)
@@ -140,9 +155,11 @@ class ScriptedJobStore(jobstore_pb2_grpc.JobStoreServicer):
         return CheckConsistencyResponse(violations=self.violations)
 
 
-def _is_of(filter: str, correlation_id: str) -> bool:
-    """The one term of a filter that is understood here."""
-    wanted = re.search(r'correlation_id = "(.*?)"', filter)
+def _is_of(filter: str, correlation_id: str, job_id: str = "") -> bool:
+    """The two terms of a filter that are understood here."""
+    wanted, part = re.search(r'correlation_id = "(.*?)"', filter), re.search(r'job_id = "([^"]*)\*"', filter)
+    if part is not None and not (job_id.startswith(part[1]) or job_id.endswith(part[1])):
+        return False
     return wanted is None or wanted[1] == correlation_id
 
 
