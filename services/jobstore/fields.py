@@ -135,6 +135,9 @@ def error_reason(error: status_pb2.Status) -> str | None:
     return None
 
 
+_STATUS_NAME: Final = {number: name for name, number in EXECUTION_STATUS.items()}
+
+
 def _hosts(seen: Seen) -> set[str]:
     subjects = {each.entity_id for each in seen.job.subjects if each.entity_type == jobs_pb2.ENTITY_TYPE_HOST}
     return subjects.union(seen.hosts)
@@ -147,7 +150,7 @@ JOBS: Final = Published(
         Status(EXECUTION_STATUS),
         "job.status",
         "How far it is.",
-        lambda seen: jobs_pb2.ExecutionStatus.Name(seen.job.status).removeprefix("EXECUTION_STATUS_"),
+        lambda seen: _STATUS_NAME[seen.job.status],
         Changes.WITH_STATUS,
     ),
     Field(

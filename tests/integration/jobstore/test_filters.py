@@ -135,9 +135,7 @@ _filters = st.recursive(
 
 
 @settings(
-    max_examples=200,
-    deadline=None,
-    derandomize=True,
+    max_examples=max(100, settings.default.max_examples),
     suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
 )
 @given(text=_filters)

@@ -149,7 +149,7 @@ async def test_what_was_kept_for_long_enough_is_removed(past: Past, sweeper: Swe
     assert sweeper.metrics.jobs[("sweep",)] == 4
 
 
-@pytest.mark.rule("semantics §4: Retention: -1 = for ever")
+@pytest.mark.rule("semantics §4: Retention: −1 = for ever")
 async def test_for_ever_is_for_ever(past: Past, pool: Pool, deletion: Deletion, connection: Connection) -> None:
     finished, failed = await past.job(900 * DAY), await past.job(800 * DAY, "FAILED")
     assert await a_sweeper(pool, deletion, finished=-1, others=-1).sweep() == "idle"
@@ -160,7 +160,7 @@ async def test_for_ever_is_for_ever(past: Past, pool: Pool, deletion: Deletion, 
     assert await left(connection) == set()
 
 
-@pytest.mark.rule("semantics §4: Retention: the job, its steps, commands, cleared tasks and events whole")
+@pytest.mark.rule("semantics §4: the job, its steps, commands, cleared tasks and events whole")
 async def test_a_job_goes_whole_and_nothing_else_goes(
     past: Past, sweeper: Sweeper, connection: Connection, scribe: Scribe, consistency: Consistency
 ) -> None:
@@ -177,7 +177,7 @@ async def test_a_job_goes_whole_and_nothing_else_goes(
     assert await consistency.check() == []
 
 
-@pytest.mark.rule("semantics §4: Retention: with its tombstone, in one transaction")
+@pytest.mark.rule("semantics §4: with its tombstone, in one transaction")
 async def test_whoever_watches_is_told(
     past: Past, sweeper: Sweeper, feed: Feed, queries: Queries, connection: Connection, scribe: Scribe
 ) -> None:
@@ -195,7 +195,7 @@ async def test_whoever_watches_is_told(
     assert (modified.removed_job_ids, modified.revision) == ([old], since + 1)
 
 
-@pytest.mark.rule("semantics §4: Retention: never a job without an end or with an uncleared task")
+@pytest.mark.rule("semantics §4: Never a job without an end or with an uncleared task")
 async def test_what_is_not_over_never_goes(
     past: Past, scribe: Scribe, sweeper: Sweeper, deletion: Deletion, connection: Connection
 ) -> None:
@@ -221,7 +221,7 @@ async def test_what_is_not_over_never_goes(
     assert await left(connection) == everything
 
 
-@pytest.mark.rule("semantics §4: Retention: auto_cleared = false keeps a job until it is cleared by hand")
+@pytest.mark.rule("semantics §4: auto_cleared = false keeps a job until it is cleared by hand")
 async def test_what_is_not_cleared_by_itself_is_cleared_by_hand(
     past: Past, sweeper: Sweeper, deletion: Deletion, connection: Connection
 ) -> None:
@@ -258,7 +258,7 @@ async def test_a_walk_goes_on_where_it_came_to_and_begins_anew_for_what_it_had_t
     assert await left(connection) == {failed, young}
 
 
-@pytest.mark.rule("semantics §4: Retention: a sweeper, under an advisory lock")
+@pytest.mark.rule("semantics §4: a sweeper (under an advisory lock")
 async def test_one_sweeps_at_a_time(past: Past, sweeper: Sweeper, connection: Connection) -> None:
     old = await past.job(2 * DAY)
     await connection.execute("SELECT pg_advisory_lock($1)", sweeping._ADVISORY_LOCK)
@@ -317,7 +317,6 @@ async def test_a_database_that_is_away_is_swept_when_it_is_back(
 # --- tombstones ----------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.rule("api Watch 4: R before what is kept: OUT_OF_RANGE REVISION_COMPACTED, the oldest in metadata")
 async def test_a_watch_from_before_a_purged_tombstone_has_to_start_over(
     past: Past, scribe: Scribe, sweeper: Sweeper, queries: Queries, connection: Connection
 ) -> None:
@@ -375,7 +374,6 @@ async def events(jobstore: RunningJobstore, filter: str) -> list[Event]:
     return list((await jobstore.reads.ListEvents(ListEventsRequest(filter=filter))).events)
 
 
-@pytest.mark.rule("api: DeleteJob: ended jobs only")
 async def test_a_refusal_says_what_is_in_the_way(past: Past, scribe: Scribe, deletion: Deletion) -> None:
     async with scribe.revision():
         running = await scribe.add_job()
