@@ -140,11 +140,16 @@ async def _delete_one(turn: Turn, job_id: str, by: Actor, event_id: str, deleted
         raise not_found("JOB_NOT_FOUND", f"there is no job {job_id}", job_id=job_id)
     job = found[0]
     _check(job_id, job)
-    if not await _delete(turn, [job_id], _NEVER, even_kept=True):
-        raise failed_precondition("JOB_NOT_ENDED", f"job {job_id} has ended, its flow has not", job_id=job_id)
+    await delete_whole(turn, job_id)
     deleted.add(job_id)
     message = f"Deleted job {job_id}: {job['description']} ({job['status']})"
     await _tell(turn, event_id, by, message, job["correlation_id"])
+
+
+async def delete_whole(turn: Turn, job_id: str) -> None:
+    """Deletes a job that is there, cleared by itself or not. Raises JOB_NOT_ENDED if anything of it is not over."""
+    if not await _delete(turn, [job_id], _NEVER, even_kept=True):
+        raise failed_precondition("JOB_NOT_ENDED", f"job {job_id} has ended, its flow has not", job_id=job_id)
 
 
 def _check(job_id: str, job: Row) -> None:

@@ -25,6 +25,7 @@ import asyncpg
 from chassis.clock import Ids
 from chassis.errors import WaybillError, already_exists, invalid_field, reject_control_in
 from jobstore import statements
+from jobstore.deletion import delete_whole
 from jobstore.external import (
     Job,
     Outcome,
@@ -37,6 +38,7 @@ from jobstore.external import (
     fall_silent,
 )
 from jobstore.externalturn import Report, job_of, no_job, no_step
+from jobstore.guards import known_job
 from jobstore.journal import Journal
 from jobstore.messages import job_message
 from jobstore.parts import Turn
@@ -73,11 +75,6 @@ _LET_CLEAR: Final = """
 _SILENCE: Final = """
     UPDATE external_job SET heartbeat_seconds = NULL
     WHERE job_id = $1 AND beats = $2 AND heartbeat_seconds IS NOT NULL
-"""
-_REMOVE: Final = """
-    WITH removed AS (DELETE FROM job WHERE job_id = $3 RETURNING job_id),
-         events AS (DELETE FROM event WHERE job_id = $3 AND job_id <> '')
-    INSERT INTO tombstone (revision, time, job_id) SELECT $1::bigint, $2::timestamptz, job_id FROM removed
 """
 
 _BEAT: Final = """
@@ -203,17 +200,13 @@ async def _begin_job(report: Report, new: jobstore_pb2.NewExternalJob) -> jobs_p
 
 
 async def _known(report: Report, job: jobstore_pb2.JobRow) -> str:
-    """Returns the job that the same report has begun before, or nothing. Raises REQUEST_ID_REUSED."""
+    """Returns the job that the same report has begun before, or nothing. Raises REQUEST_ID_REUSED, JOB_DELETED."""
     if await report.knows(job.job_id):
         return job.job_id
     if not job.request_id:
         return ""
     guards = await read_guards(report.turn.writer, requests={(job.owner, job.request_id)})
-    job_id, request_hash = guards.requests.get((job.owner, job.request_id), ("", b""))
-    if job_id and request_hash != job.request_hash:
-        message = f"request id {job.request_id} was used with another body"
-        raise already_exists("REQUEST_ID_REUSED", message, job_id=job_id)
-    return job_id
+    return known_job(guards, job)
 
 
 async def _named(report: Report, subjects: Sequence[jobs_pb2.Subject]) -> list[jobs_pb2.Subject]:
@@ -287,9 +280,7 @@ async def _clear(report: Report, job_id: str, cleared: list[jobs_pb2.Job]) -> jo
         raise
     check_clear(job_of(row))
     cleared[:] = [await report.job_message(job_id)]
-    turn = report.turn
-    await turn.writer.change(_REMOVE, turn.revision, turn.time, job_id)
-    turn.changed = True
+    await delete_whole(report.turn, job_id)
     return cleared[0]
 
 

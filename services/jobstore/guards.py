@@ -181,25 +181,31 @@ def _stale(commit: jobstore_pb2.FlowCommit, root: Root) -> Verdict:
 
 
 def _check_request_id(guards: Guards, commit: jobstore_pb2.FlowCommit) -> Verdict | None:
-    job = commit.new_job
+    try:
+        job_id = known_job(guards, commit.new_job)
+    except WaybillError as error:
+        return Refuse(error)
+    return Existing(job_id) if job_id else None
+
+
+def known_job(guards: Guards, job: jobstore_pb2.JobRow) -> str:
+    """Returns the job that the same request has made before, or nothing.
+
+    Raises REQUEST_ID_REUSED, and JOB_DELETED if that job was deleted not long ago.
+    """
     if not job.request_id:
-        return None
+        return ""
     known = guards.requests.get((job.owner, job.request_id))
-    if known is None:
-        return _check_spent(guards, job)
-    job_id, request_hash = known
-    if request_hash == job.request_hash:
-        return Existing(job_id)
-    message = f"request id {job.request_id} was used with another body"
-    return Refuse(already_exists("REQUEST_ID_REUSED", message, job_id=job_id))
-
-
-def _check_spent(guards: Guards, job: jobstore_pb2.JobRow) -> Verdict | None:
-    job_id = guards.spent_requests.get((job.owner, job.request_id))
-    if job_id is None:
-        return None
-    message = f"the job of request id {job.request_id}, {job_id}, was deleted after it had ended"
-    return Refuse(already_exists("JOB_DELETED", message, job_id=job_id))
+    if known is not None:
+        job_id, request_hash = known
+        if request_hash == job.request_hash:
+            return job_id
+        message = f"request id {job.request_id} was used with another body"
+        raise already_exists("REQUEST_ID_REUSED", message, job_id=job_id)
+    if job_id := guards.spent_requests.get((job.owner, job.request_id), ""):
+        message = f"the job of request id {job.request_id}, {job_id}, was deleted after it had ended"
+        raise already_exists("JOB_DELETED", message, job_id=job_id)
+    return ""
 
 
 def _check_external(guards: Guards, commit: jobstore_pb2.FlowCommit) -> Verdict | None:

@@ -252,6 +252,13 @@ class TestRepetitions:
         assert (await reporter.step(job, request_id="s-1")).status == FINISHED
         assert (await reporter.begin(request_id="r-1")).status == FINISHED
 
+    async def test_a_request_id_whose_job_was_cleared_is_refused(self, reporter: Reporter) -> None:
+        job = await reporter.begin(request_id="r-1")
+        await reporter.end(job)
+        await reporter.clear(job)
+        error = await refusal(reporter.begin(request_id="r-1"))
+        assert (error.reason, error.metadata["job_id"]) == ("JOB_DELETED", job.job_id)
+
     async def test_a_request_id_with_another_body_is_refused(self, reporter: Reporter) -> None:
         job = await reporter.begin(request_id="r-1")
         error = await refusal(reporter.begin("Something else", request_id="r-1"))

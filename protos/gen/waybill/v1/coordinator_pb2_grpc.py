@@ -196,7 +196,7 @@ class CoordinatorServicer(object):
         Reports a job of another system: it is STARTED.
 
         May be repeated with the same request_id. INVALID_ARGUMENT: the description is blank, or a field malformed.
-        ALREADY_EXISTS REQUEST_ID_REUSED.
+        ALREADY_EXISTS REQUEST_ID_REUSED. A request whose job was deleted not long ago: ALREADY_EXISTS JOB_DELETED.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

@@ -59,7 +59,7 @@ class CoordinatorStub:
     Reports a job of another system: it is STARTED.
 
     May be repeated with the same request_id. INVALID_ARGUMENT: the description is blank, or a field malformed.
-    ALREADY_EXISTS REQUEST_ID_REUSED.
+    ALREADY_EXISTS REQUEST_ID_REUSED. A request whose job was deleted not long ago: ALREADY_EXISTS JOB_DELETED.
     """
     AddExternalStep: _aio.UnaryUnaryMultiCallable[_coordinator_pb2.AddExternalStepRequest, _jobs_pb2.Step]
     """Adds a step to an external job: it is STARTED.
@@ -191,7 +191,7 @@ class CoordinatorServicer(metaclass=_abc_1.ABCMeta):
         Reports a job of another system: it is STARTED.
 
         May be repeated with the same request_id. INVALID_ARGUMENT: the description is blank, or a field malformed.
-        ALREADY_EXISTS REQUEST_ID_REUSED.
+        ALREADY_EXISTS REQUEST_ID_REUSED. A request whose job was deleted not long ago: ALREADY_EXISTS JOB_DELETED.
         """
 
     @_abc_1.abstractmethod
