@@ -166,6 +166,7 @@ class TestAttachedCommands:
         await centre.client.end_external_job(over.job_id)
         ours = await centre.run("AddDisk", {"disk_id": "d-6", "size_mb": 1, "host_id": "host-1"})
         parameters = {"disk_id": "d-7", "size_mb": 1, "host_id": "host-1"}
+        await centre.until_rest()  # the clearing of its task is stored, too
         before = await centre.stored()
         for job_id, reason in (
             (over.job_id, "JOB_ENDED"),
