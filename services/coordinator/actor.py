@@ -25,11 +25,12 @@ from chassis.spans import parse_traceparent
 from chassis.tracing import under
 from coordinator import events as ev
 from coordinator import wire
+from coordinator.attempts import FailedAttempt
 from coordinator.chronicle import Chronicle
 from coordinator.commands.base import Command, CommandType
 from coordinator.doorbell import Room
 from coordinator.flow import INTERNAL, FlowTree
-from coordinator.plan import EntityRef
+from coordinator.plan import Cleanup, EntityRef
 from coordinator.retries import Backoff
 from coordinator.rows import Command as CommandRow
 from coordinator.rows import Failure, Leaf, Notes
@@ -129,6 +130,8 @@ class Actor:
                 self._engine.background.start(self._plan(effect.command_id), "plan")
             case ev.RunEnd():
                 self._end(effect)
+            case ev.RunAfterFailure():
+                self._revise(effect)
             case ev.Answer():
                 self._answer(self.job())
             case ev.SetTimer():
@@ -354,6 +357,40 @@ class Actor:
             return ev.Ended(row.command_id, failure=_raised(row, error))
         notes: Notes = world.notes
         return ev.Ended(row.command_id, notes)
+
+    def _revise(self, effect: ev.RunAfterFailure) -> None:
+        row = self.tree.command(effect.command_id)
+        kind = self._engine.registry.get(row.command_type)
+        if kind is None or kind.takes_failures:
+            self.post(ev.Revised(row.command_id))
+        else:
+            self._engine.background.start(self._run_after_failure(row, effect.failed), "after failure")
+
+    async def _run_after_failure(self, row: CommandRow, failed: FailedAttempt) -> None:
+        async with self._room:
+            with self._working_on(row):
+                revised = await self._store_willing(lambda: self._revise_once(row, failed))
+        if revised is not None:
+            self.post(revised)
+
+    async def _revise_once(self, row: CommandRow, failed: FailedAttempt) -> ev.Revised:
+        world = self._world(guard_reads=False)
+        try:
+            attempt = await self._command(row).after_failure(world, failed)
+            if attempt is None:
+                return ev.Revised(row.command_id)
+            check_plan(attempt.plan)
+            check_notes(world.notes)
+        except WaybillError as error:
+            if error.code is grpc.StatusCode.UNAVAILABLE:
+                raise
+            return ev.Revised(row.command_id, failure=wire.failure_of(error))
+        except BaseException as error:
+            if _ends_us(error):
+                raise
+            log.exception("after_failure raised", command_type=row.command_type)
+            return ev.Revised(row.command_id, failure=_raised(row, error))
+        return ev.Revised(row.command_id, attempt.plan, isinstance(attempt, Cleanup), world.notes)
 
     async def _store_willing(self, run: Any) -> Any:
         """Runs a command's code again while the store cannot be read; a flow that nobody knows of is refused instead.

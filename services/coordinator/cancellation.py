@@ -42,6 +42,8 @@ class Cancellation:
             return failures.not_cancelable(f"{job.command_type} cannot be cancelled")
         if root.root is None:
             return None
+        if root.row.status is CommandStatus.EXECUTION_FAILED:
+            return failures.not_cancelable("the work has failed and is being cleaned up")
         if root.row.status is not CommandStatus.ACTIVE:
             return failures.not_cancelable("the work is over, the job is being finalized")
         if kind is Cancel.BEFORE_START:

@@ -1,14 +1,19 @@
 """Runs commands: plans them, seals their plans, and ends them when their work is over.
 
     NOT_STARTED ──RunPlan──▶ planned ──seal──▶ ACTIVE ──the plan is over──▶ SUCCEEDED | FAILED
-         │                                                                       │ RunEnd
-         └─ refused: by validate, by execute, by the store, by a cancel          ▼
-                    ▼                                          ENDED_SUCCESSFULLY | ENDED_WITH_FAILURE | UNKNOWN
+         │                                     ▲    │                             ▲     │ RunEnd
+         └─ refused: by validate, by execute,  │    ├─ RunAfterFailure: nothing ──┤     ▼
+            by the store, by a cancel          └────┤  instead                    │   ENDED_SUCCESSFULLY |
+                    ▼                               └─ cleanup ▶ EXECUTION_FAILED ┘   ENDED_WITH_FAILURE | UNKNOWN
             ENDED_WITH_FAILURE, without an end method: nothing of it had begun
 
-A command's code (validate, execute, the end methods) has no effect; what it notes comes true with the commit that it
-rides in. While code runs no commit is handed out (`outbox.py`), so a plan and what it begins, a result and the end that
-follows from it, are stored together.
+A command's code (validate, execute, after_failure, the end methods) has no effect; what it notes comes true with the
+commit that it rides in. While code runs no commit is handed out (`outbox.py`), so a plan and what it begins, a result
+and the end that follows from it, are stored together.
+
+After an attempt that did not go well `after_failure` may name a further one. It is sealed like the first, beside it;
+the failed one stays visible. A clean-up lets the failure stand; no cancel stops it, nor what it begins. Where rows are
+taken up, all attempts are gone through in order: so what an earlier one passed (a point of no return) is known again.
 
 *An end method takes effect once*, because its notes and the end status are one commit. It is run more than once only if
 it raises, if its commit is refused, or if the process dies. `end_attempts` keeps that from going on for ever. The first
@@ -25,13 +30,14 @@ from typing import Final
 
 from coordinator import events as ev
 from coordinator import failures, leaves
+from coordinator.attempts import MOST_ATTEMPTS, FailedAttempt
 from coordinator.book import Book
 from coordinator.cancellation import Cancellation
 from coordinator.compensation import Compensation
 from coordinator.nodes import WORK, LiveCommand, Node, Outcome, build, span_id_of
 from coordinator.outbox import Outbox
 from coordinator.plan import Change, Child, Plan
-from coordinator.planjson import plan_from_json, plan_to_json
+from coordinator.planjson import attempt_from_json, attempt_to_json
 from coordinator.planrunner import PlanRunner, seen_from_above
 from coordinator.rows import (
     Command,
@@ -88,7 +94,7 @@ class CommandRunner:
         """Has a command planned, or takes it up where its rows say that it stands."""
         row = command.row
         if row.plans:
-            self._grow(command, plan_from_json(row.plans[-1]), len(row.plans))
+            self._take_up(command, 1)
         elif (verdict := self.verdicts.get(row.command_id)) is not None:
             self._turn.decide(self.refuse, command, verdict)
         else:
@@ -104,25 +110,25 @@ class CommandRunner:
             assert event.failure is not None
             self._take_notes(command, "refused", Notes(events=event.notes.events))
             self.refuse(command, event.failure, executing=event.executing)
-        elif self._cancellation.wish is not None:
+        elif self._cancellation.wish is not None and not command.spared:
             self.refuse(command, failures.stopped(self._cancellation.wish.message), Outcome.ABORTED)
         else:
             self._take_plan(command, event.plan, event.notes)
 
     def _take_plan(self, command: LiveCommand, plan: Plan, notes: Notes) -> None:
         try:
-            written = plan_to_json(plan)
+            written = attempt_to_json(plan, cleanup=False)
         except ValueError as error:
             self.refuse(command, failures.plan_invalid(command.row, error), executing=True)
             return
         self._take_notes(command, "plan", notes)
         self._seal(command, plan, written)
 
-    def _seal(self, command: LiveCommand, plan: Plan, written: object) -> None:
+    def _seal(self, command: LiveCommand, plan: Plan, written: object, *, cleans: bool = False) -> None:
         """Stores what is expected, in the commit that begins it."""
         row = command.row
         self._book.change_command(row)
-        row.status = CommandStatus.ACTIVE
+        row.status = CommandStatus.EXECUTION_FAILED if cleans else CommandStatus.ACTIVE
         row.plans = [*row.plans, written]
         self._book.pending.sealed.add(row.command_id)
         self._outbox.urgent = True
@@ -130,12 +136,20 @@ class CommandRunner:
             self._steps.end(self._steps.own(VALIDATION), Status.FINISHED)
             self._steps.start(self._steps.own(EXECUTION))
             self._cancellation.seal()
-        self._grow(command, plan, len(row.plans))
-        if command.node is None and command.has_work:
+        self._grow(command, plan, len(row.plans), cleans=cleans)
+        if command.node is None and command.has_work and self._steps.own(FINALIZATION) is None:
             self._steps.add_own(FINALIZATION)
 
-    def _grow(self, command: LiveCommand, plan: Plan, attempt: int) -> None:
+    def _take_up(self, command: LiveCommand, attempt: int) -> None:
+        """Goes through an attempt that is stored."""
+        plan, cleans = attempt_from_json(command.row.plans[attempt - 1])
+        self._grow(command, plan, attempt, cleans=cleans)
+
+    def _grow(self, command: LiveCommand, plan: Plan, attempt: int, *, cleans: bool) -> None:
         """Makes the nodes of a sealed plan, with the steps that they name, and begins it."""
+        if cleans:
+            command.cleans = command.spared = True
+            command.failed = command.root
         root = command.root = build(command, plan, attempt)
         for node in root.walk():
             command.names_no_return |= node.plan.no_return
@@ -207,16 +221,91 @@ class CommandRunner:
     # --- the end -----------------------------------------------------------------------------------------------------
 
     def work_over(self, command: LiveCommand) -> None:
-        """ACTIVE ─▶ SUCCEEDED | FAILED; then its end method runs."""
+        """An attempt is over: another one follows, or it was the last."""
         row, root = command.row, command.root
         assert root is not None
-        command.outcome = outcome = _outcome_of_work(command, root)
+        if root.attempt < len(row.plans):
+            self._take_up(command, root.attempt + 1)
+            return
+        if command.cleans:
+            self._cleaned_up(command, root)
+            return
+        command.outcome = _outcome_of_work(command, root)
+        if command.outcome is not Outcome.OK and row.status is CommandStatus.ACTIVE:
+            self._think(ev.RunAfterFailure(row.command_id, self._failed_attempt(command, root)))
+        else:
+            self._end_work(command, root.error)
+
+    def _failed_attempt(self, command: LiveCommand, root: Node) -> FailedAttempt:
+        begun = [node for node in root.walk() if node.outcome is not Outcome.SKIPPED]
+        return FailedAttempt(
+            error=root.error or failures.stopped("it did not go well"),
+            plans=tuple(attempt_from_json(written)[0] for written in command.row.plans),
+            begun=frozenset(node.path for node in begun),
+            done=frozenset(node.path for node in begun if node.outcome is Outcome.OK),
+            unknown=frozenset(node.path for node in begun if node.outcome is Outcome.UNKNOWN),
+            past_no_return=command.past_no_return,
+            canceled=self._cancellation.wish is not None and not command.spared,
+        )
+
+    def revised(self, event: ev.Revised) -> None:
+        """after_failure has run: a further attempt, or the failure stands as it is."""
+        if event.command_id not in self.thinking:
+            return
+        self.thinking.discard(event.command_id)
+        command = self._live[event.command_id]
+        assert command.root is not None
+        error = command.root.error
+        if event.failure is not None:
+            self._alert(command, "AFTER_FAILURE_RAISED", event.failure.message)
+        stopped = self._cancellation.wish is not None and not command.spared
+        if event.plan is None or (stopped and not event.cleanup):
+            self._end_work(command, error)
+        elif len(command.row.plans) >= MOST_ATTEMPTS:
+            self._end_work(command, failures.attempts_exceeded(command.row, MOST_ATTEMPTS))
+        else:
+            self._try_again(command, event.plan, event.notes, cleans=event.cleanup)
+
+    def _try_again(self, command: LiveCommand, plan: Plan, notes: Notes, *, cleans: bool) -> None:
+        row, root = command.row, command.root
+        assert root is not None
+        try:
+            written = attempt_to_json(plan, cleanup=cleans)
+        except ValueError as error:
+            self._alert(command, "AFTER_FAILURE_RAISED", failures.plan_invalid(row, error).message)
+            self._end_work(command, root.error)
+            return
+        self._take_notes(command, f"attempt {len(row.plans) + 1}", notes)
+        if cleans:
+            self._book.change_command(row)
+            row.error = root.error
+            if command.node is None:
+                self._cancellation.close()
+        self._seal(command, plan, written, cleans=cleans)
+
+    def _cleaned_up(self, command: LiveCommand, root: Node) -> None:
+        """The failure stands, whatever became of the clean-up; what that could not do is said aloud, once."""
+        assert command.failed is not None
+        command.outcome = _outcome_of_work(command, command.failed)
+        if seen_from_above(root) is not Outcome.OK and command.row.status is CommandStatus.EXECUTION_FAILED:
+            why = root.error.message if root.error is not None else "it did not go well"
+            self._alert(command, "CLEANUP_FAILED", f"cleaning up: {why}")
+        self._end_work(command, command.failed.error)
+
+    def _alert(self, command: LiveCommand, event_type: str, what: str) -> None:
+        row = command.row
+        message = f"{row.command_type} ({row.command_id}): {what}"
+        self._book.pending.events.append(EventNote(event_type, Severity.ALERT, message))
+
+    def _end_work(self, command: LiveCommand, error: Failure | None) -> None:
+        """ACTIVE | EXECUTION_FAILED ─▶ SUCCEEDED | FAILED; then its end method runs."""
+        row, outcome = command.row, command.outcome
         status = CommandStatus.SUCCEEDED if outcome is Outcome.OK else CommandStatus.FAILED
         first = row.status is not status
         if first:
             self._book.change_command(row)
             row.status = status
-            row.error = None if outcome is Outcome.OK else root.error
+            row.error = None if outcome is Outcome.OK else error
         if command.node is None:
             self._steps.end(self._steps.own(EXECUTION), outcome.status, row.error)
             self._steps.start(self._steps.own(FINALIZATION))
@@ -267,8 +356,7 @@ class CommandRunner:
         row.error, command.outcome = failure, Outcome.FAILED
         if command.node is None:
             self._steps.end(self._steps.own(FINALIZATION), Status.FAILED, failure)
-        message = f"{row.command_type} ({row.command_id}): {failure.message}"
-        self._book.pending.events.append(EventNote("END_METHOD_GAVE_UP", Severity.ALERT, message))
+        self._alert(command, "END_METHOD_GAVE_UP", failure.message)
         self._end(command)
 
     def _end(self, command: LiveCommand) -> None:
@@ -297,7 +385,7 @@ class CommandRunner:
             self._outbox.acts.append(ev.Clear(sent))
         self._outbox.acts.append(ev.Done())
 
-    def _think(self, effect: ev.RunPlan | ev.RunEnd) -> None:
+    def _think(self, effect: ev.RunPlan | ev.RunEnd | ev.RunAfterFailure) -> None:
         self.thinking.add(effect.command_id)
         self._turn.effects.append(effect)
 

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from coordinator.attempts import FailedAttempt
 from coordinator.mutations import Mutations
 from coordinator.plan import EntityRef, Observation, Plan
 from coordinator.rows import Failure, Leaf, Notes
@@ -45,6 +46,20 @@ class Ended:
     notes: Notes = field(default_factory=Notes)
     failure: Failure | None = None
     compensate: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Revised:
+    """after_failure has run: the plan of a further attempt with notes, or None; `failure` if it raised.
+
+    `cleanup`: the attempt does not replace the failure, which stands.
+    """
+
+    command_id: str
+    plan: Plan | None = None
+    cleanup: bool = False
+    notes: Notes = field(default_factory=Notes)
+    failure: Failure | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,6 +122,7 @@ Event = (
     | Recovered
     | Planned
     | Ended
+    | Revised
     | Recorded
     | RecordRefused
     | LeafReported
@@ -132,6 +148,14 @@ class RunEnd:
 
     command_id: str
     succeeded: bool
+
+
+@dataclass(frozen=True, slots=True)
+class RunAfterFailure:
+    """Run after_failure of a command whose attempt has failed; answer with Revised."""
+
+    command_id: str
+    failed: FailedAttempt
 
 
 @dataclass(frozen=True, slots=True)
@@ -220,6 +244,7 @@ class Done:
 Effect = (
     RunPlan
     | RunEnd
+    | RunAfterFailure
     | Commit
     | Start
     | CallHost

@@ -100,6 +100,11 @@ def never_came_back(command: Command) -> Failure:
     return Failure(INTERNAL, "COMMAND_RAISED", message)
 
 
+def attempts_exceeded(command: Command, most: int) -> Failure:
+    """A command that never gives up."""
+    return Failure(RESOURCE_EXHAUSTED, "LIMIT_EXCEEDED", f"{command.command_type} has at most {most} attempts")
+
+
 # --- cancels that are refused ----------------------------------------------------------------------------------------
 
 

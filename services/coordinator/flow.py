@@ -206,6 +206,9 @@ class FlowTree:
     def _end_method_ran(self, event: ev.Ended) -> None:
         self._commands.end_method_ran(event)
 
+    def _revised(self, event: ev.Revised) -> None:
+        self._commands.revised(event)
+
     def _reported(self, event: ev.LeafReported) -> None:
         if self._plans.reported(event):
             self._outbox.told.append(event)
@@ -349,7 +352,7 @@ class FlowTree:
     def _hold(self, event: ev.Event) -> None:
         """What is told while a refused commit waits to be taken back."""
         match event:
-            case ev.Planned() | ev.Ended():
+            case ev.Planned() | ev.Ended() | ev.Revised():
                 self._commands.thinking.discard(event.command_id)
             case ev.TimerFired(key="retry"):
                 self._outbox.paused = False
@@ -387,6 +390,7 @@ _TAKE: Final[dict[type[Any], Any]] = {
     ev.Recorded: FlowTree._recorded,
     ev.Planned: FlowTree._planned,
     ev.Ended: FlowTree._end_method_ran,
+    ev.Revised: FlowTree._revised,
     ev.Submitted: FlowTree._submitted,
     ev.EntitySeen: FlowTree._seen,
     ev.TimerFired: FlowTree._timer_fired,

@@ -161,7 +161,21 @@ class Node:
 class LiveCommand:
     """A command of a live flow: its row, where it hangs in its parent's plan, and its own plan once sealed."""
 
-    __slots__ = ("depth", "has_work", "names_no_return", "namespace", "node", "outcome", "root", "row")
+    __slots__ = (
+        "cleans",
+        "depth",
+        "failed",
+        "has_work",
+        "names_no_return",
+        "namespace",
+        "node",
+        "outcome",
+        "past_no_return",
+        "progress",
+        "root",
+        "row",
+        "spared",
+    )
 
     def __init__(self, row: Command, node: Node | None, depth: int):
         self.row = row
@@ -170,6 +184,11 @@ class LiveCommand:
         self.depth = depth
         self.root: Node | None = None  # of the current attempt's plan; None until sealed
         self.outcome = Outcome.OK  # of its work, once over
+        self.cleans = False  # the current attempt is a clean-up
+        self.failed: Node | None = None  # the root of the attempt that is cleaned up after: its failure stands
+        self.spared: bool = node is not None and node.command.spared  # it, or what it is part of, is: no cancel stops it
+        self.progress = 0.0  # of the attempt that came furthest
+        self.past_no_return = False  # something of it has begun that cannot be undone
         self.names_no_return = False  # its plan says itself where the point of no return is
         self.has_work = False  # its plan does something
 

@@ -13,6 +13,10 @@ Any node may name the step that shows it (`step`), its share of the progress (`w
 (`subjects`), that it may fail without failing what is above it (`best_effort`), or that nothing can be undone once it
 has begun (`no_return`).
 
+A plan that did not go well may be followed by another one, a further *attempt* of its command, which the command's
+`after_failure` returns: `instead(plan)` replaces the failure, `cleanup(plan)` puts right what was left, and lets it
+stand.
+
 A plan is immutable, compares by value and survives JSON unchanged (`planjson.py`): it is stored ("sealed") in the
 commit that begins it, so what was expected can never be forgotten. A node's *path* (child indexes joined by dots, ""
 for the root) is its name; ids of what it begins are derived from (command, attempt, path), so a repeat meets itself.
@@ -28,13 +32,16 @@ from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 __all__ = [
+    "Attempt",
     "Call",
     "Change",
     "Child",
+    "Cleanup",
     "Concurrently",
     "Condition",
     "EntityRef",
     "Former",
+    "Instead",
     "Known",
     "Nothing",
     "Observation",
@@ -45,7 +52,9 @@ __all__ = [
     "call",
     "change",
     "child",
+    "cleanup",
     "concurrently",
+    "instead",
     "nothing",
     "serially",
     "state",
@@ -193,6 +202,23 @@ class Serially(_Node):
 Plan = Nothing | Task | Call | Child | WaitFor | Change | Concurrently | Serially
 
 
+@dataclass(frozen=True, slots=True)
+class Instead:
+    """A further attempt whose result replaces the failure."""
+
+    plan: Plan
+
+
+@dataclass(frozen=True, slots=True)
+class Cleanup:
+    """A further attempt that puts right what the failed one has left; the failure stands."""
+
+    plan: Plan
+
+
+Attempt = Instead | Cleanup
+
+
 class Runnable(Protocol):
     """What can be a child: a command with its type and parameters."""
 
@@ -277,6 +303,16 @@ def change(
         former=Former(entity.name, entity.status, dict(entity.declared)) if entity.exists else None,
         **options,
     )
+
+
+def instead(plan: Plan) -> Instead:
+    """After a failure: tries this; its result replaces the failure."""
+    return Instead(plan)
+
+
+def cleanup(plan: Plan) -> Cleanup:
+    """After a failure: does this; the failure stands. Done also if the job was cancelled."""
+    return Cleanup(plan)
 
 
 def concurrently(plans: Iterable[Plan], **options: Any) -> Concurrently:

@@ -57,6 +57,27 @@ def plan_to_json(plan: Plan) -> dict[str, Json]:
     return _to_json(plan, MAX_NESTING)
 
 
+def attempt_to_json(plan: Plan, *, cleanup: bool) -> dict[str, Json]:
+    """Writes the plan of an attempt, and whether it is there to clean up after the one before.
+
+    Raises:
+        ValueError: it nests deeper than `MAX_NESTING`.
+    """
+    written = plan_to_json(plan)
+    return {**written, "cleanup": True} if cleanup else written
+
+
+def attempt_from_json(data: Mapping[str, Json]) -> tuple[Plan, bool]:
+    """Reads the plan of an attempt back, and whether it cleans up.
+
+    Raises:
+        ValueError: no plan node of that kind, or with such a field.
+    """
+    if "cleanup" not in data:
+        return plan_from_json(data), False
+    return plan_from_json({name: value for name, value in data.items() if name != "cleanup"}), True
+
+
 def _to_json(plan: Plan, levels: int) -> dict[str, Json]:
     cls = type(plan)
     result: dict[str, Json] = {"kind": _KINDS[cls]}

@@ -160,6 +160,7 @@ class PlanRunner:
     def _start(self, node: Node) -> None:
         self._steps.start(node.step)
         if node.plan.no_return:
+            node.command.past_no_return = True
             self._cancellation.pass_no_return()
 
     # --- over --------------------------------------------------------------------------------------------------------
@@ -206,7 +207,7 @@ class PlanRunner:
 
     def _is_left_out(self, node: Node) -> bool:
         """Tells whether a cancel keeps a node from beginning: it had not begun, and would reach out."""
-        return node.place not in self._places and node.reaches_out()
+        return not node.command.spared and node.place not in self._places and node.reaches_out()
 
     def _leave_out(self, node: Node, wish: Failure) -> None:
         self._skip(node, failures.skipped_by_wish(wish))
@@ -254,8 +255,10 @@ class PlanRunner:
         return True
 
     def stop_all(self, wish: Failure) -> None:
-        """Stops what runs: tasks by their hosts, waits at once; calls are awaited."""
+        """Stops what runs: tasks by their hosts, waits at once; calls are awaited. What cleans up goes on."""
         for node in list(self._open.values()):
+            if node.command.spared:
+                continue
             leaf = node.leaf
             assert leaf is not None
             if leaf.kind is LeafKind.TASK:
@@ -266,7 +269,8 @@ class PlanRunner:
     def _end_leaf(self, node: Node, leaf: Leaf, state: str, result: str, error: Failure | None) -> None:
         self._book.change_leaf(leaf)
         leaf.state, leaf.result = state, result
-        leaf.error = leaves.error_of(leaf, error, self._cancellation.wish, self._turn.now)
+        wish = None if node.command.spared else self._cancellation.wish
+        leaf.error = leaves.error_of(leaf, error, wish, self._turn.now)
         if (alarm := leaves.alarm(leaf)) is not None:
             self._book.pending.events.append(alarm)
             self._outbox.urgent = True

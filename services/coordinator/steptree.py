@@ -8,8 +8,9 @@ Steps of a plan are there from the moment it is sealed, PENDING; `number` orders
 is derived from the place of its node, so a loaded tree finds the step that it would otherwise make.
 
 Progress rises from leaves to the root by weight: a node's progress is the weighted mean of its parts', and what a part
-gains, all above it gain, so a report costs its depth. Only what ended well counts whole. Shown are whole percents, at
-most 99 before the end; they never fall, also when a new process knows less than the old one had heard.
+gains, all above it gain, so a report costs its depth. Only what ended well counts whole; of several
+attempts of a command the one that came furthest counts. Shown are whole percents, at most 99 before the end; they never
+fall, also when a new process knows less than the old one had heard.
 """
 
 from __future__ import annotations
@@ -132,12 +133,18 @@ class StepTree:
         if gain <= 0:
             return
         node.progress = fraction
-        while (above := node.above) is not None:
+        while True:
             self._show_progress(node.step, node.progress)
+            if node.parent is None:
+                gain = _gain_of_command(node)
+                if gain <= 0:
+                    return
+            above = node.above
+            if above is None:
+                break
             gain *= node.share
             above.progress = min(1.0, above.progress + gain)
             node = above
-        self._show_progress(node.step, node.progress)
         self._show_progress(self._own[EXECUTION], node.progress)
         percent = _percent(node.progress)
         if percent > self._book.job.progress:
@@ -150,6 +157,16 @@ class StepTree:
         if percent > step.progress:
             self._book.change_step(step)
             step.progress = percent
+
+
+def _gain_of_command(root: Node) -> float:
+    """What a command's progress gains from that of an attempt: the attempt that came furthest counts, no clean-up."""
+    command = root.command
+    if command.cleans:
+        return 0.0
+    gain = root.progress - command.progress
+    command.progress = max(command.progress, root.progress)
+    return gain
 
 
 def _span_of(node: Node) -> str:

@@ -25,7 +25,8 @@ from pydantic import StringConstraints, TypeAdapter, ValidationError
 from pydantic.dataclasses import dataclass as parameters_class
 
 from chassis.errors import invalid_argument, not_found
-from coordinator.plan import EntityRef, Plan, nothing
+from coordinator.attempts import FailedAttempt
+from coordinator.plan import Attempt, EntityRef, Plan, nothing
 from coordinator.rows import Cancel, LockKey
 from coordinator.world import World
 
@@ -85,6 +86,15 @@ class Command:
         """Returns all that is to be done; notes what changes at once."""
         return nothing()
 
+    async def after_failure(self, world: World, failed: FailedAttempt) -> Attempt | None:
+        """Says what is to be done after a plan that did not go well; None: nothing, it has failed.
+
+        `instead(plan)` is a further attempt whose result replaces the failure, `cleanup(plan)` puts right what is left.
+        Like `execute` it has no effect. It is asked again if the further attempt fails, but not after a clean-up, which
+        is done also when the job was cancelled; then nothing is tried instead.
+        """
+        return None
+
     async def end_successfully(self, world: World) -> None:
         """Notes what is true now that the plan went well."""
 
@@ -126,6 +136,11 @@ class CommandType:
     def ends_plainly(self) -> bool:
         """True if nothing is to be run when it ends well."""
         return self.cls.end_successfully is Command.end_successfully
+
+    @property
+    def takes_failures(self) -> bool:
+        """True if nothing is tried after a plan that failed."""
+        return self.cls.after_failure is Command.after_failure
 
     @property
     def compensates(self) -> bool:

@@ -23,8 +23,9 @@ from uuid import UUID, uuid5
 from tests.unit.coordinator.flow_store import Entity, Store, Written, written
 
 from coordinator import events as ev
+from coordinator.attempts import FailedAttempt
 from coordinator.flow import END_ATTEMPTS, FlowTree
-from coordinator.plan import Child, EntityRef, Observation, Plan, nothing
+from coordinator.plan import Attempt, Child, Cleanup, EntityRef, Observation, Plan, nothing
 from coordinator.rows import (
     Cancel,
     Command,
@@ -69,6 +70,7 @@ class Script:
     changes: Mapping[EntityRef, str] = field(default_factory=dict)
     ends: Mapping[EntityRef, str] | None = None  # changed by either end method; None: the default ones
     end_raises: int = 0  # how many runs of the end method do
+    after: Sequence[Attempt | Failure | None] = ()  # what after_failure returns, or raises, attempt by attempt
 
 
 def a_child(command_type: str, **options: Any) -> Child:
@@ -96,8 +98,9 @@ class Scenario:
         self.store = Store({ref: Entity(name=ref.entity_id) for ref in entities})
         self.now = START
         self.epoch = 1
-        self.hold: set[str] = set()  # of "commit", "plan", "end"
-        self.runs: Counter[tuple[str, str]] = Counter()  # of code: ("plan" or "end", command id)
+        self.hold: set[str] = set()  # of "commit", "plan", "revise", "end"
+        self.runs: Counter[tuple[str, str]] = Counter()  # of code: ("plan", "revise" or "end", command id)
+        self.failed: list[FailedAttempt] = []  # what after_failure was told, in order
         self.history: list[ev.Effect] = []
         self.answers = 0
         self.refused: Failure | None = None
@@ -115,6 +118,7 @@ class Scenario:
     def _reset(self) -> None:
         """What only a living process knows."""
         self.plans: dict[str, None] = {}  # commands whose validate and execute are to run, in order
+        self.revisions: dict[str, FailedAttempt] = {}  # commands whose after_failure is to run, and what it is told
         self.ends: dict[str, bool] = {}  # commands whose end method is to run, and which of the two
         self.commit: Written | None = None  # handed out, not yet recorded
         self.begun: dict[str, Leaf] = {}  # tasks and calls that a host was told of, not yet over
@@ -194,6 +198,8 @@ class Scenario:
         while True:
             if self.plans and "plan" not in self.hold:
                 self.plan(next(iter(self.plans)))
+            elif self.revisions and "revise" not in self.hold:
+                self.revise(next(iter(self.revisions)))
             elif self.ends and "end" not in self.hold:
                 self.end(next(iter(self.ends)))
             elif self.commit is not None and "commit" not in self.hold:
@@ -223,6 +229,20 @@ class Scenario:
         read = {ref: self.store.entity(ref).version for ref in (*script.reads, *script.changes)}
         locks = [LockKey(ref) for ref in script.locks]
         self._tell(ev.Planned(command_id, script.plan, Notes(changes=changes, read_versions=read, locks=locks)))
+
+    def revise(self, command_id: str) -> None:
+        """Runs after_failure of a command."""
+        failed = self.revisions.pop(command_id)
+        self.failed.append(failed)
+        self.runs["revise", command_id] += 1
+        after = self.scripts[self.tree.command(command_id).command_type].after
+        said = after[failed.number - 1] if failed.number <= len(after) else None
+        if isinstance(said, Failure):
+            self._tell(ev.Revised(command_id, failure=said))
+        elif said is None:
+            self._tell(ev.Revised(command_id))
+        else:
+            self._tell(ev.Revised(command_id, said.plan, isinstance(said, Cleanup)))
 
     def end(self, command_id: str) -> None:
         """Runs the end method of a command."""
@@ -258,6 +278,9 @@ class Scenario:
             case ev.RunPlan(command_id):
                 assert command_id not in self.plans, "it is being planned"
                 self.plans[command_id] = None
+            case ev.RunAfterFailure(command_id, failed):
+                assert command_id not in self.revisions, "it is being asked"
+                self.revisions[command_id] = failed
             case ev.RunEnd(command_id, succeeded):
                 assert command_id not in self.ends, "it is being ended"
                 self.ends[command_id] = succeeded
@@ -330,7 +353,7 @@ class Scenario:
             assert getattr(after.job, name) == getattr(tree.job, name), name
 
     def _compare_with_a_loaded_tree(self) -> None:
-        if self.commit is not None or self.plans or self.ends:
+        if self.commit is not None or self.plans or self.revisions or self.ends:
             return  # it went on at once
         if any(row.end_attempts > END_ATTEMPTS for row in self.store.commands.values()):
             return  # who finds the last run of an end method begun gives it up; who began it waits for it
@@ -343,7 +366,7 @@ class Scenario:
         twin = Scenario.__new__(Scenario)
         twin.__dict__.update(self.__dict__)
         twin.store = self.store.copy()
-        twin.history, twin.thorough, twin.hold = [], False, {"plan", "end"}
+        twin.history, twin.thorough, twin.hold = [], False, {"plan", "revise", "end"}
         twin.stopped, twin.cleared, twin.retries = [], [], []
         twin.cancel_answers, twin.runs = {}, Counter(self.runs)
         twin._reset()
@@ -355,6 +378,7 @@ class Scenario:
         """All that the tree has asked for and not got yet."""
         asked = {("task" if leaf.kind is LeafKind.TASK else "call", key) for key, leaf in self.begun.items()}
         asked |= {("plan", command_id) for command_id in self.plans}
+        asked |= {("revise", command_id) for command_id in self.revisions}
         # An end that was tried before is counted first: it may wait for its timer in one tree and run in the other.
         asked |= {("end", command_id) for command_id in self.ends}
         for key, at in self.timers.items():

@@ -191,8 +191,9 @@ class Store:
         self.time += 1
         self.sequence = commit.sequence
         if self.job is not None and self.job.cancel_requested_by:
-            assert not commit.new_leaves, "something begins though the job is to stop"
-            assert not commit.new_commands, "a child begins though the job is to stop"
+            begun_by = [leaf.command_id for leaf in commit.new_leaves]
+            begun_by += [command.parent_command_id for command in commit.new_commands]
+            assert all(self._cleans(each, commit) for each in begun_by), "something begins though the job is to stop"
         self._apply_job(commit)
         self._insert(commit)
         self._change(commit)
@@ -213,6 +214,16 @@ class Store:
             self.locks.clear()
             self.snapshots.clear()
         return {ref: self.observed[ref] for ref in commit.report_entities if ref in self.observed}
+
+    def _cleans(self, command_id: str, commit: Written) -> bool:
+        """Whether a command, or one above it, cleans up after a failure."""
+        rows = self.commands | {row.command_id: row for row in (*commit.commands, *commit.new_commands)}
+        while command_id:
+            row = rows[command_id]
+            if row.plans and row.plans[-1].get("cleanup"):
+                return True
+            command_id = row.parent_command_id
+        return False
 
     def _apply_job(self, commit: Written) -> None:
         if commit.new_job is not None:

@@ -14,7 +14,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Iterator
 from random import Random
-from typing import Any
+from typing import Any, NamedTuple
 from uuid import UUID, uuid5
 
 from tests.unit.coordinator.flow_scenario import (
@@ -32,12 +32,15 @@ from tests.unit.coordinator.flow_store import Entity
 
 from coordinator import events as ev
 from coordinator.plan import (
+    Attempt,
     Call,
     Change,
     Child,
+    Cleanup,
     Concurrently,
     EntityRef,
     Former,
+    Instead,
     Nothing,
     Observation,
     Plan,
@@ -46,7 +49,8 @@ from coordinator.plan import (
     WaitFor,
     state,
 )
-from coordinator.rows import Cancel, CommandStatus, Failure, Leaf, LeafKind, Status
+from coordinator.planjson import attempt_from_json
+from coordinator.rows import Cancel, Command, CommandStatus, Failure, Leaf, LeafKind, Status
 
 TYPES = ("Root", "One", "Two", "Three")
 LOCKS = (EntityRef("VM", "lock-1"), EntityRef("VM", "lock-2"))
@@ -65,6 +69,14 @@ def _nodes(plan: Plan, path: str) -> Iterator[tuple[str, Plan]]:
         yield from _nodes(part, f"{path}.{n}" if path else str(n))
 
 
+class Tried(NamedTuple):
+    """An attempt of a command."""
+
+    number: int
+    plan: Plan
+    cleans: bool = False
+
+
 class Storm:
     """See the module."""
 
@@ -79,7 +91,7 @@ class Storm:
             deadline=START + rng.choice([20, 200]) if self._chance(15) else 0.0,
             entities=[ref for ref in (*map(disk_of, TYPES), *LOCKS) if self._chance(80)],
         )
-        self.flow.hold = {"plan", "end", "commit"}
+        self.flow.hold = {"plan", "revise", "end", "commit"}
         self._first_entities = {ref: entity.status for ref, entity in self.flow.store.entities.items()}
         self._fates: dict[str, ev.LeafReported] = {}  # what hosts have made of what they were told to do
         self._said: list[ev.LeafReported] = []
@@ -102,7 +114,15 @@ class Storm:
             changes={disk_of(kind): f"LOCKED by {kind}"} if self._chance(40) else {},
             ends={disk_of(kind): "ENDED"} if self._chance(30) else None,
             end_raises=self.rng.choice([1, 2, 9]) if self._chance(10) else 0,
+            after=[self._after(kind) for _ in range(self.rng.choice([1, 2, 3]))] if self._chance(75) else (),
         )
+
+    def _after(self, kind: str) -> Attempt | Failure | None:
+        dice = self.rng.randrange(100)
+        if dice < 10:
+            return RAISED if dice < 5 else None
+        plan = self._plan(kind, 2)
+        return Instead(plan) if dice < 70 else Cleanup(plan)
 
     def _plan(self, kind: str, depth: int) -> Plan:
         group = depth > 0 and self._chance(95 if kind == "Root" and depth == 3 else 45)
@@ -165,6 +185,7 @@ class Storm:
         flow = self.flow
         possible: list[Callable[[], None]] = []
         possible += [self._plan_one] * 4 * bool(flow.plans)
+        possible += [self._revise_one] * 4 * bool(flow.revisions)
         possible += [self._end_one] * 4 * bool(flow.ends)
         possible += [self._record if faults else flow.record] * 5 * bool(flow.commit)
         possible += [self._report] * 8 * bool(flow.begun)
@@ -180,6 +201,10 @@ class Storm:
     def _plan_one(self) -> None:
         self._note("plan")
         self.flow.plan(self.rng.choice(list(self.flow.plans)))
+
+    def _revise_one(self) -> None:
+        self._note("after failure")
+        self.flow.revise(self.rng.choice(list(self.flow.revisions)))
 
     def _end_one(self) -> None:
         self._note("end")
@@ -358,30 +383,48 @@ class Storm:
         if not command.plans:
             assert not any(leaf.command_id == command_id for leaf in self.flow.store.leaves.values())
             return False
-        plan = self.flow.scripts[command_type].plan
-        return self._went(command_id, plan, "")
+        *failed, last = self._attempts(command)
+        for attempt in failed:
+            assert not self._went(command_id, attempt, attempt.plan, ""), "tried again though it went well"
+        return self._went(command_id, last, last.plan, "") and not last.cleans
 
-    def _went(self, command_id: str, plan: Plan, path: str) -> bool:
+    def _attempts(self, command: Command) -> list[Tried]:
+        """All attempts of a command, as its script says; their plans are the ones that are stored."""
+        script = self.flow.scripts[command.command_type]
+        tried = [Tried(1, script.plan)]
+        for number in range(2, len(command.plans) + 1):
+            after = script.after[number - 2]
+            assert isinstance(after, Instead | Cleanup)
+            tried.append(Tried(number, after.plan, isinstance(after, Cleanup)))
+        assert [attempt_from_json(plan) for plan in command.plans] == [(each.plan, each.cleans) for each in tried]
+        assert not any(each.cleans for each in tried[:-1]), "something was tried after a clean-up"
+        return tried
+
+    def _went(self, command_id: str, attempt: Tried, plan: Plan, path: str) -> bool:
         """Whether a node went well as seen from above it."""
-        went = self._went_itself(command_id, plan, path)
+        went = self._went_itself(command_id, attempt, plan, path)
         return went or plan.best_effort
 
-    def _went_itself(self, command_id: str, plan: Plan, path: str) -> bool:
+    def _leaf_at(self, command_id: str, attempt: Tried, path: str) -> Leaf | None:
+        place = (command_id, attempt.number, path)
+        [leaf] = [x for x in self.flow.store.leaves.values() if (x.command_id, x.attempt, x.path) == place] or [None]
+        return leaf
+
+    def _went_itself(self, command_id: str, attempt: Tried, plan: Plan, path: str) -> bool:
         store = self.flow.store
         prefix = f"{path}." if path else ""
         match plan:
             case Nothing():
                 return True
             case Change():
-                return self.flow.store.occasions[command_id, f"change 1:{path}"] == 1
+                return self.flow.store.occasions[command_id, f"change {attempt.number}:{path}"] == 1
             case Task() | Call() | WaitFor():
-                [leaf] = [x for x in store.leaves.values() if (x.command_id, x.path) == (command_id, path)] or [None]
+                leaf = self._leaf_at(command_id, attempt, path)
                 assert leaf is None or leaf.over
                 return leaf is not None and leaf.result == "SUCCESS"
             case Child():
-                found = [
-                    x for x in store.commands.values() if (x.parent_command_id, x.node) == (command_id, f"1:{path}")
-                ]
+                place = (command_id, f"{attempt.number}:{path}")
+                found = [x for x in store.commands.values() if (x.parent_command_id, x.node) == place]
                 if not found:
                     return False
                 done = self._is_done(plan.command_type, found[0].command_id)
@@ -389,21 +432,22 @@ class Storm:
                 assert done or not ended_well, f"{plan.command_type} ended well with less than was declared"
                 return done and ended_well
             case Concurrently():
-                return all(self._went(command_id, part, f"{prefix}{n}") for n, part in enumerate(plan.plans))
+                return all(self._went(command_id, attempt, part, f"{prefix}{n}") for n, part in enumerate(plan.plans))
             case Serially():
                 for n, part in enumerate(plan.plans):
-                    if not self._went(command_id, part, f"{prefix}{n}"):
-                        assert not list(self._begun_after(command_id, path, n)), "begun after a failure"
+                    if not self._went(command_id, attempt, part, f"{prefix}{n}"):
+                        assert not list(self._begun_after(command_id, attempt, path, n)), "begun after a failure"
                         return False
                 return True
 
-    def _begun_after(self, command_id: str, path: str, index: int) -> Iterator[str]:
+    def _begun_after(self, command_id: str, attempt: Tried, path: str, index: int) -> Iterator[str]:
         """What was begun of the stages of a serial node that come after one."""
-        places = [(leaf.command_id, leaf.path) for leaf in self.flow.store.leaves.values()]
-        places += [(c.parent_command_id, c.node.partition(":")[2]) for c in self.flow.store.commands.values()]
+        places = [(leaf.command_id, f"{leaf.attempt}:{leaf.path}") for leaf in self.flow.store.leaves.values()]
+        places += [(c.parent_command_id, c.node) for c in self.flow.store.commands.values()]
         prefix = f"{path}." if path else ""
-        for of, place in places:
-            if of == command_id and place.startswith(prefix) and place != path:
+        for of, node in places:
+            number, _, place = node.partition(":")
+            if of == command_id and number == str(attempt.number) and place.startswith(prefix) and place != path:
                 stage = int(place.removeprefix(prefix).split(".")[0])
                 if stage > index:
                     yield place
@@ -411,20 +455,23 @@ class Storm:
     def _judge_steps(self) -> None:
         """The step of a leaf or child says how it went, and of nothing else."""
         for command in self.flow.store.commands.values():
-            if command.plans:
-                for path, plan in _nodes(self.flow.scripts[command.command_type].plan, ""):
+            attempts = self._attempts(command) if command.plans else []
+            for attempt in attempts[1:]:
+                self._note("cleaned up" if attempt.cleans else f"attempt {attempt.number}")
+            for attempt in attempts:
+                for path, plan in _nodes(attempt.plan, ""):
                     if plan.step and isinstance(plan, Task | Call | WaitFor | Child):
-                        self._judge_step(command.command_id, path, plan)
+                        self._judge_step(command.command_id, attempt, path, plan)
 
-    def _judge_step(self, command_id: str, path: str, plan: Plan) -> None:
+    def _judge_step(self, command_id: str, attempt: Tried, path: str, plan: Plan) -> None:
         store = self.flow.store
-        step = store.steps[str(uuid5(UUID(command_id), f"step:1:{path}"))]
-        went = self._went_itself(command_id, plan, path)
+        step = store.steps[str(uuid5(UUID(command_id), f"step:{attempt.number}:{path}"))]
+        went = self._went_itself(command_id, attempt, plan, path)
         assert (step.status is Status.FINISHED) == went, f"{step.step_type} is {step.status}"
-        begun = [leaf for leaf in store.leaves.values() if (leaf.command_id, leaf.path) == (command_id, path)]
-        assert (step.status is Status.UNKNOWN) >= any(leaf.state == "UNKNOWN" for leaf in begun)
+        begun = self._leaf_at(command_id, attempt, path)
+        assert (step.status is Status.UNKNOWN) >= (begun is not None and begun.state == "UNKNOWN")
         if not isinstance(plan, Child):
-            assert (step.status is Status.SKIPPED) == (not begun)
+            assert (step.status is Status.SKIPPED) == (begun is None)
 
     def _judge_entities(self) -> None:
         """A command alone on its disk, with default ends, leaves it as it was when it failed, or ILLEGAL."""

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from tests.unit.coordinator.flow_storm import Storm
 
 STORMS = int(os.environ.get("WAYBILL_STORMS", "30"))
-SEEDS = 50
+SEEDS = 60
 
 
 def weather(rng: Random) -> Storm:
@@ -50,6 +50,9 @@ def test_everything_does_happen() -> None:
 OFTEN = {
     "plan": 1.5,
     "end": 1.5,
+    "after failure": 0.3,
+    "attempt 2": 0.05,
+    "cleaned up": 0.1,
     "recorded": 3,
     "compared with a loaded tree": 1.5,
     "SUCCESS": 1,
