@@ -15,6 +15,7 @@ from chassis.server import Mount, end_process, run, serve
 from chassis.settings import load
 from chassis.tracing import open_tracing
 from coordinator.commands.base import Registry
+from coordinator.directory import Directory
 from coordinator.engine import Engine, going_down
 from coordinator.hosts import Hosts
 from coordinator.journal import Journal
@@ -52,7 +53,8 @@ async def main(settings: Settings) -> None:
         open_tracing(settings.traces_endpoint, "waybill-coordinator") as tracing,
     ):
         store = jobstore_pb2_grpc.JobStoreStub(reading)
-        engine = Engine(journal, hosts, registry, background, clock, ids, rng, tracing=tracing)
+        directory = Directory(store, clock)
+        engine = Engine(journal, hosts, registry, background, clock, ids, rng, tracing=tracing, directory=directory)
         monitor = Monitor(journal, store, hosts, clock, rng, coordinator_id=coordinator_id)
         recovery = Recovery(
             journal,

@@ -279,7 +279,7 @@ class Actor:
         self._live[command_id] = command
 
     def _world(self, *, guard_reads: bool) -> World:
-        return World(self._reading, self._engine.known_hosts, guard_reads=guard_reads)
+        return World(self._reading, self._engine.known_hosts, guard_reads=guard_reads, places=self._engine.directory)
 
     async def _plan(self, command_id: str) -> None:
         row = self.tree.command(command_id)

@@ -37,6 +37,14 @@ class FailedAttempt:
         """Which attempt it was; 1 is the first."""
         return len(self.plans)
 
+    def has_begun(self, path: str) -> bool:
+        """Tells whether a node of the last plan began."""
+        return path in self.begun
+
+    def went_well(self, path: str) -> bool:
+        """Tells whether a node of the last plan is over and went well."""
+        return path in self.done
+
     def hosts_tried(self) -> list[str]:
         """The hosts that tasks and calls of all attempts so far name, in the order in which they first do."""
         nodes = (node for plan in self.plans for node in _nodes(plan))

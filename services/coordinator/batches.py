@@ -17,7 +17,7 @@ MOST_BYTES: Final = 3 << 20
 MOST_NOTES: Final = 1000
 """Of observations, cleared tasks and events each, in a batch."""
 
-EntityKey = tuple[int, str]
+SightingKey = tuple[int, str, str]
 K = TypeVar("K")
 V = TypeVar("V")
 
@@ -89,7 +89,7 @@ class Gathering:
 
     coordinator_id: str
     commits: list[Waiting] = field(default_factory=list)
-    observations: dict[EntityKey, jobstore_pb2.ObservedRow] = field(default_factory=dict)
+    observations: dict[SightingKey, jobstore_pb2.ObservedRow] = field(default_factory=dict)
     cleared: dict[str, None] = field(default_factory=dict)
     events: list[jobstore_pb2.EventRow] = field(default_factory=list)
 
@@ -97,8 +97,8 @@ class Gathering:
         return bool(self.commits or self.observations or self.cleared or self.events)
 
     def observe(self, row: jobstore_pb2.ObservedRow) -> None:
-        """Keeps the latest observation of an entity: a later one replaces it, an older one is dropped."""
-        key = (row.entity.entity_type, row.entity.entity_id)
+        """Keeps a host's latest observation of an entity: a later one replaces it, an older one is dropped."""
+        key = (row.entity.entity_type, row.entity.entity_id, row.observed.host_id)
         former = self.observations.get(key)
         if former is None or not _is_older(row.observed, former.observed):
             self.observations[key] = row

@@ -38,6 +38,7 @@ from coordinator import wire
 from coordinator.actor import Actor
 from coordinator.chronicle import ANNOUNCE_SECONDS, Chronicle, Deliveries
 from coordinator.commands.base import Command, Registry
+from coordinator.directory import Directory
 from coordinator.flow import FlowTree
 from coordinator.hosts import Hosts
 from coordinator.journal import Journal
@@ -72,6 +73,7 @@ class Engine:
         rng: random.Random,
         *,
         tracing: Tracing | None = None,
+        directory: Directory | None = None,
         most_unanswered: int = MOST_UNANSWERED,
     ) -> None:
         self.journal = journal
@@ -81,6 +83,7 @@ class Engine:
         self.clock = clock
         self.ids = ids
         self.rng = rng
+        self.directory = directory
         self.timers = Timers(clock)
         self.tracing = tracing if tracing is not None else no_tracing()
         self.deliveries = Deliveries(self.tracing.enabled)

@@ -13,6 +13,7 @@ from chassis import logs
 from chassis.background import Background
 from chassis.clock import Clock
 from chassis.errors import WaybillError
+from coordinator.directory import quotable
 from coordinator.doorbell import Doorbell
 from coordinator.hostlink import HostAway, HostLink
 from coordinator.hosts import Hosts
@@ -127,7 +128,7 @@ class HostWatch:
     async def _list_vms(self) -> list[jobs_pb2.Entity]:
         request = jobstore_pb2.ListEntitiesRequest(
             entity_type=jobs_pb2.ENTITY_TYPE_VM,
-            filter=f'host = "{_quotable(self._link.host_id)}" AND state != "DOWN"',
+            filter=f'host = "{quotable(self._link.host_id)}" AND state != "DOWN"',
             page_size=_PAGE,
         )
         vms: list[jobs_pb2.Entity] = []
@@ -156,7 +157,3 @@ class HostWatch:
         if len(task_ids) >= MOST_LEFTOVERS:
             return NEXT_SWEEP_SECONDS
         return self._sweep_seconds * (0.5 + self._rng.random() / 2)
-
-
-def _quotable(text: str) -> str:
-    return text.replace("\\", "\\\\").replace('"', '\\"').replace("*", "\\*")

@@ -107,9 +107,10 @@ class Condition:
         return bool(self.fields) and all(getattr(observation, name) in values for name, values in self.fields)
 
 
-def state(*states: str) -> Condition:
-    """Holds when the entity is seen in one of the states."""
-    return Condition((("state", tuple(states)),))
+def state(*states: str, host_id: str = "") -> Condition:
+    """Holds when the entity is seen in one of the states; if a host is named, by that one."""
+    on_host = (("host_id", (host_id,)),) if host_id else ()
+    return Condition((("state", tuple(states)), *on_host))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

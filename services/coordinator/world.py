@@ -7,15 +7,16 @@ commit is refused if it changed meanwhile, and the code runs again.
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import Any, Protocol
 
 import grpc
 
 from chassis.errors import WaybillError, not_found
 from coordinator.plan import EntityRef, Former, Observation
 from coordinator.rows import EntityChange, EventNote, Notes, Severity
+from coordinator.scheduler import is_fit, pick_host
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,12 +88,28 @@ class Reading:
         return known.name if known is not None else ""
 
 
-class World:
-    """See the module."""
+class Places(Protocol):
+    """Knows which VMs are where."""
 
-    def __init__(self, reading: Reading, hosts: Callable[[], Sequence[Entity]], *, guard_reads: bool) -> None:
+    async def vms_on(self, host_id: str) -> Sequence[Entity]: ...
+    async def loads(self) -> Mapping[str, int]: ...
+    def given(self, host_id: str) -> None: ...
+
+
+class World:
+    """See the module. Without `places` no host has VMs."""
+
+    def __init__(
+        self,
+        reading: Reading,
+        hosts: Callable[[], Sequence[Entity]],
+        *,
+        guard_reads: bool,
+        places: Places | None = None,
+    ) -> None:
         self._reading = reading
         self._hosts = hosts
+        self._places = places
         self._guard_reads = guard_reads
         self.notes = Notes()
 
@@ -117,8 +134,20 @@ class World:
         return entities
 
     def hosts_up(self) -> list[Entity]:
-        """The hosts that were last seen up, by id. Not guarded: a host may always go away."""
-        return sorted((host for host in self._hosts() if host.observed.state == "UP"), key=lambda host: host.ref)
+        """The hosts that take VMs, by id: seen up, nothing is done to them. Not guarded: a host may always go away."""
+        return sorted(filter(is_fit, self._hosts()), key=lambda host: host.ref)
+
+    async def vms_on(self, host_id: str) -> list[Entity]:
+        """Returns the VMs that were last seen on a host and not down, by id. Not guarded: they come and go."""
+        return list(await self._places.vms_on(host_id)) if self._places is not None else []
+
+    async def pick_host(self, *, excluded: Collection[str] = (), preferred: str = "") -> str | None:
+        """Returns the id of the host that a VM goes to: up, not excluded, the preferred one or the least loaded."""
+        loads = await self._places.loads() if self._places is not None else {}
+        host_id = pick_host(self._hosts(), loads, excluded=excluded, preferred=preferred)
+        if host_id is not None and self._places is not None:
+            self._places.given(host_id)
+        return host_id
 
     def change(self, entity: Entity, *, name: str | None = None, status: str | None = None, **declared: Any) -> Entity:
         """Notes a change of an entity that was read (or, if it does not exist, its making); None stays."""

@@ -15,6 +15,7 @@ import json
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from itertools import zip_longest
 from typing import Final
 
 from google.protobuf.message import Message
@@ -371,14 +372,23 @@ def observation_rows(observed: Iterable[jobstore_pb2.ObservedRow]) -> list[Row]:
         return [_observation(row) for row in observed]
 
 
-def newest(observations: Iterable[Row]) -> list[Row]:
-    """Returns one row an entity: what was seen last. Within an incarnation the number decides, not the order."""
-    rows: dict[Row, Row] = {}
+def newest(observations: Iterable[Row]) -> list[list[Row]]:
+    """Returns what each host saw last of each entity, in rounds of one row an entity, to be written one after another.
+
+    Within an incarnation the number decides, not the order. Who of several hosts is right the store decides.
+    """
+    rows: dict[Row, dict[str, Row]] = {}
     for row in observations:
-        former = rows.get(row[:2])
+        by_host = rows.setdefault(row[:2], {})
+        former = by_host.get(_host(row))
         if former is None or _incarnation(former) != _incarnation(row) or _number(former) < _number(row):
-            rows[row[:2]] = row
-    return list(rows.values())
+            by_host[_host(row)] = row
+    rounds = zip_longest(*(by_host.values() for by_host in rows.values()))
+    return [[row for row in each if row is not None] for each in rounds]
+
+
+def _host(observation: Row) -> str:
+    return str(observation[3])
 
 
 def _incarnation(observation: Row) -> str:

@@ -230,6 +230,8 @@ REMOVE_ENTITIES: Final = f"""
 """
 # Numbers are comparable within an incarnation only; another incarnation is news by itself. The same number with other
 # content is what a coordinator adds to what the host said last: that it cannot be reached, say.
+# A VM may be on its way from one host to another, and what the former says of it may come late. So only the host where
+# it was seen last speaks of it, unless it was seen down there, or another one says that it has it.
 OBSERVE: Final = f"""
     UPDATE entity SET
         revision = $1::bigint,
@@ -244,6 +246,8 @@ OBSERVE: Final = f"""
            OR (entity.observed_number = u.observed_number
                AND (entity.observed_state, entity.observed_host_id, entity.observed_error)
                    IS DISTINCT FROM (u.observed_state, u.observed_host_id, u.observed_error)))
+      AND (entity.observed_host_id IN ('', u.observed_host_id) OR entity.observed_state IN ('', 'DOWN')
+           OR u.observed_state IN ('UP', 'POWERING_UP'))
 """
 
 # --- answers ---------------------------------------------------------------------------------------------------------

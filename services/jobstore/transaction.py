@@ -244,7 +244,9 @@ async def _write_notes(turn: Turn, notes: Sequence[Notes]) -> None:
     cleared = [task_id for note in notes for task_id in note.cleared_task_ids]
     events = [event for note in notes for event in note.events]
     correlations = [correlation_id for note in notes for correlation_id in note.correlation_ids]
-    changed = await turn.writer.insert(statements.OBSERVE, turn.revision, rows=observations)
+    changed = 0
+    for seen_once in observations:
+        changed += await turn.writer.insert(statements.OBSERVE, turn.revision, rows=seen_once)
     changed += await turn.writer.insert(statements.INSERT_EVENTS_OF_NO_FLOW, turn.time, rows=events, last=correlations)
     if cleared:
         changed += await turn.writer.change(statements.CLEAR_TASKS, cleared)

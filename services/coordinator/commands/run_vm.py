@@ -1,16 +1,25 @@
-"""RunVm: starts a VM; ends when the VM is seen up."""
+"""RunVm: starts a VM; ends when the VM is seen up. What fails on one host is tried on another."""
 
+from typing import Final
+
+from coordinator.attempts import FailedAttempt
 from coordinator.commands.base import HOST, VM, Command, EntityId, command, exclusive
-from coordinator.plan import EntityRef, Plan, call, serially, state, wait_for
+from coordinator.plan import Attempt, Plan, call, cleanup, instead, serially, state, wait_for
 from coordinator.rows import Cancel, LockKey
-from coordinator.world import Refused, World
+from coordinator.world import Entity, Refused, World
 
-BOOT_SECONDS = 300.0
+BOOT_SECONDS: Final = 300.0
+CALL_SECONDS: Final = 60.0
+"""For how long a host is asked that does not answer."""
+MOST_HOSTS: Final = 3
 
 
 @command("RunVm", cancel=Cancel.BEFORE_START, description="Starting VM ${vm}", categories=["vm"])
 class RunVm(Command):
-    """Starts a VM on a host; ends when the VM is seen up."""
+    """Starts a VM on a host, the named one or the least loaded; ends when the VM is seen up.
+
+    If it fails there it is tried on others, at most three in all; each is shown as a START_VM step.
+    """
 
     vm_id: EntityId
     host_id: EntityId | None = None
@@ -30,20 +39,39 @@ class RunVm(Command):
 
     async def execute(self, world: World) -> Plan:
         vm = await world.get(VM, self.vm_id)
-        host_id = self.host_id or self._preferred(vm.declared.get("host_id", ""), world)
-        arguments = {"vm_id": self.vm_id, "memory_mb": vm.declared.get("memory_mb", 1024)}
-        return serially(
-            [
-                call(host_id, "createVm", arguments, entity=vm.ref),
-                wait_for(
-                    EntityRef(VM, self.vm_id), until=state("UP"), fails_if=state("DOWN", "ERROR"), deadline=BOOT_SECONDS
-                ),
-            ],
-            step="START_VM",
-            description=f"Starting VM {vm.title} on host {host_id}",
-            subjects=(vm.ref,),
-        )
+        host_id = self.host_id or await world.pick_host(preferred=vm.declared.get("host_id", ""))
+        if host_id is None:
+            raise Refused("NO_HOST", f"no host is up that could run VM {vm.title}")
+        return start_vm(vm, host_id)
 
-    def _preferred(self, host_id: str, world: World) -> str:
-        up = [host.ref.entity_id for host in world.hosts_up()]
-        return host_id if host_id in up else up[0]
+    async def after_failure(self, world: World, failed: FailedAttempt) -> Attempt | None:
+        if failed.error.reason == "VM_IS_RUNNING":
+            return None  # somebody else's; hands off
+        if failed.number > 1 and not failed.went_well("0"):
+            return None  # it may still come up where it was tried before, and must not run twice
+        tried = failed.hosts_tried()
+        end_there = call(tried[-1], "destroyVm", {"vm_id": self.vm_id}, deadline=CALL_SECONDS)
+        host_id = await world.pick_host(excluded=tried) if len(tried) < MOST_HOSTS else None
+        if host_id is None:
+            return cleanup(end_there)
+        vm = await world.get(VM, self.vm_id)
+        return instead(serially([end_there, start_vm(vm, host_id)]))
+
+
+def start_vm(vm: Entity, host_id: str) -> Plan:
+    """Plans to have a host start a VM, and to wait until it is up there."""
+    arguments = {"vm_id": vm.ref.entity_id, "memory_mb": vm.declared.get("memory_mb", 1024)}
+    return serially(
+        [
+            call(host_id, "createVm", arguments, entity=vm.ref, deadline=CALL_SECONDS),
+            wait_for(
+                vm.ref,
+                until=state("UP", host_id=host_id),
+                fails_if=state("DOWN", "ERROR", host_id=host_id),
+                deadline=BOOT_SECONDS,
+            ),
+        ],
+        step="START_VM",
+        description=f"Starting VM {vm.title} on host {host_id}",
+        subjects=(vm.ref,),
+    )

@@ -565,6 +565,26 @@ async def test_another_incarnation_is_news(journal: Journal, connection: Connect
     assert await connection.fetchval("SELECT observed_state FROM entity") == "DOWN"
 
 
+@pytest.mark.rule("semantics §2: observed fields, ordered by (incarnation, number)")
+async def test_a_late_word_of_the_former_host_does_not_override_that_of_the_new_one(
+    journal: Journal, connection: Connection
+) -> None:
+    await put_vm(journal, connection, "vm-1")
+    await observe(journal, "vm-1", state="UP", number=5)
+    await observe(journal, "vm-1", state="MIGRATING", number=6)
+    await observe(journal, "vm-1", state="UP", number=1, incarnation="i2", host_id="host-2")
+    for state, number in (("MIGRATING", 7), ("DOWN", 8)):
+        await observe(journal, "vm-1", state=state, number=number)
+    assert await connection.fetchval("SELECT observed_state || ' ' || observed_host_id FROM entity") == "UP host-2"
+
+
+async def test_a_vm_that_was_seen_down_may_be_spoken_of_by_any_host(journal: Journal, connection: Connection) -> None:
+    await put_vm(journal, connection, "vm-1")
+    await observe(journal, "vm-1", state="DOWN", number=5)
+    await observe(journal, "vm-1", state="DOWN", number=1, incarnation="i2", host_id="host-2", error="no memory")
+    assert await connection.fetchval("SELECT observed_error FROM entity") == "no memory"
+
+
 async def test_an_unknown_entity_is_not_observed(journal: Journal, connection: Connection) -> None:
     await observe(journal, "nobody", state="UP", number=1)
     assert await head(connection) == 0

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import pytest
 
 from chassis.errors import WaybillError
+from coordinator.attempts import FailedAttempt
 from coordinator.commands.add_disk import AddDisk
 from coordinator.commands.base import Command, CommandType, Registry, command
 from coordinator.commands.remove_all_vm_images import RemoveAllVmImages
@@ -15,14 +17,44 @@ from coordinator.commands.remove_image import RemoveImage
 from coordinator.commands.remove_vm import RemoveVm
 from coordinator.commands.run_vm import RunVm
 from coordinator.commands.stop_vm import StopVm
-from coordinator.plan import Call, Child, Concurrently, EntityRef, Nothing, Observation, Serially, Task, WaitFor
-from coordinator.rows import Severity
+from coordinator.plan import (
+    Call,
+    Child,
+    Cleanup,
+    Concurrently,
+    EntityRef,
+    Instead,
+    Nothing,
+    Observation,
+    Plan,
+    Serially,
+    Task,
+    WaitFor,
+)
+from coordinator.rows import Failure, Severity
 from coordinator.world import Entity, Reading, World
 
 
 def an_entity(kind: str, entity_id: str, state: str = "", seen_on: str = "", **declared: Any) -> Entity:
     observed = Observation(state=state, host_id=seen_on)
     return Entity(EntityRef(kind, entity_id), f"name of {entity_id}", "OK", declared, observed, version=3)
+
+
+class Places:
+    """Which VMs are where."""
+
+    def __init__(self, *vms: Entity) -> None:
+        self._vms = vms
+        self.chosen: list[str] = []
+
+    async def vms_on(self, host_id: str) -> list[Entity]:
+        return [vm for vm in self._vms if vm.observed.host_id == host_id and vm.observed.state != "DOWN"]
+
+    async def loads(self) -> Counter[str]:
+        return Counter([vm.observed.host_id for vm in self._vms] + self.chosen)
+
+    def given(self, host_id: str) -> None:
+        self.chosen.append(host_id)
 
 
 def a_world(*entities: Entity, guard_reads: bool = True) -> World:
@@ -32,7 +64,19 @@ def a_world(*entities: Entity, guard_reads: bool = True) -> World:
         return [known.get(ref, Entity(ref)) for ref in refs]
 
     hosts = [entity for entity in entities if entity.ref.entity_type == "HOST"]
-    return World(Reading(read), lambda: hosts, guard_reads=guard_reads)
+    vms = [entity for entity in entities if entity.ref.entity_type == "VM"]
+    return World(Reading(read), lambda: hosts, guard_reads=guard_reads, places=Places(*vms))
+
+
+def a_failure(*plans: Plan, reason: str = "TASK_FAILED", done: Iterable[str] = (), **fields: Any) -> FailedAttempt:
+    return FailedAttempt(Failure(9, reason, "it failed"), plans, done=frozenset(done), **fields)
+
+
+def calls_in(plan: Plan) -> list[tuple[str, str]]:
+    """Host and verb of every call and task, in order."""
+    if isinstance(plan, Serially | Concurrently):
+        return [each for part in plan.plans for each in calls_in(part)]
+    return [(plan.host_id, plan.verb)] if isinstance(plan, Call | Task) else []
 
 
 async def refusal(tried: Command, world: World) -> WaybillError:
@@ -137,7 +181,8 @@ async def test_run_vm_calls_its_host_and_waits_until_the_vm_is_up() -> None:
     assert isinstance(start, Call)
     assert isinstance(wait, WaitFor)
     assert (start.host_id, start.verb) == ("h-2", "createVm")
-    assert wait.until.holds(Observation(state="UP"))
+    assert wait.until.holds(Observation(state="UP", host_id="h-2"))
+    assert not wait.until.holds(Observation(state="UP", host_id="h-1"))  # from a former life there
 
 
 async def test_run_vm_takes_another_host_if_its_own_is_not_up() -> None:
@@ -149,6 +194,54 @@ async def test_run_vm_takes_another_host_if_its_own_is_not_up() -> None:
 
 async def test_run_vm_is_refused_without_a_host_that_is_up() -> None:
     assert (await refusal(RunVm(vm_id="vm-1"), a_world(VM))).reason == "NO_HOST"
+
+
+THREE_HOSTS = [an_entity("HOST", f"h-{i}", state="UP") for i in (1, 2, 3, 4)]
+
+
+async def test_a_vm_that_fails_on_one_host_is_ended_there_before_it_is_started_on_the_next() -> None:
+    world = a_world(VM, *THREE_HOSTS)
+    first = await RunVm(vm_id="vm-1").execute(world)
+    again = await RunVm(vm_id="vm-1").after_failure(world, a_failure(first))
+    assert isinstance(again, Instead)
+    assert calls_in(again.plan) == [("h-2", "destroyVm"), ("h-1", "createVm")]
+    third = await RunVm(vm_id="vm-1").after_failure(world, a_failure(first, again.plan, done=["0"]))
+    assert isinstance(third, Instead)
+    assert calls_in(third.plan) == [("h-1", "destroyVm"), ("h-3", "createVm")]
+    steps = [plan.plans[1].step for plan in (again.plan, third.plan) if isinstance(plan, Serially)]
+    assert steps == ["START_VM", "START_VM"]
+
+
+async def test_a_vm_is_tried_on_three_hosts_at_most_and_left_on_none() -> None:
+    world = a_world(VM, *THREE_HOSTS)
+    plans = [await RunVm(vm_id="vm-1", host_id="h-4").execute(world)]
+    for _ in range(2):
+        again = await RunVm(vm_id="vm-1").after_failure(world, a_failure(*plans, done=["0"]))
+        assert isinstance(again, Instead)
+        plans.append(again.plan)
+    last = await RunVm(vm_id="vm-1").after_failure(world, a_failure(*plans, done=["0"]))
+    assert isinstance(last, Cleanup)
+    assert calls_in(last.plan) == [("h-2", "destroyVm")]
+    assert calls_in(plans[0])[0] == ("h-4", "createVm")
+
+
+async def test_a_vm_that_may_still_come_up_somewhere_is_started_nowhere_else() -> None:
+    world = a_world(VM, *THREE_HOSTS)
+    first = await RunVm(vm_id="vm-1").execute(world)
+    assert await RunVm(vm_id="vm-1").after_failure(world, a_failure(first, first)) is None
+
+
+async def test_a_vm_that_runs_already_is_not_ended() -> None:
+    world = a_world(VM, *THREE_HOSTS)
+    first = await RunVm(vm_id="vm-1").execute(world)
+    assert await RunVm(vm_id="vm-1").after_failure(world, a_failure(first, reason="VM_IS_RUNNING")) is None
+
+
+async def test_the_least_loaded_host_runs_the_next_vm_also_when_many_come_at_once() -> None:
+    homeless = an_entity("VM", "vm-2")
+    world = a_world(homeless, an_entity("VM", "vm-3", state="UP", seen_on="h-1"), *HOSTS)
+    plans = [await RunVm(vm_id="vm-2").execute(world) for _ in range(3)]
+    assert [calls_in(plan)[0][0] for plan in plans] == ["h-2", "h-1", "h-2"]
 
 
 async def test_stop_vm_calls_the_host_where_the_vm_was_seen() -> None:

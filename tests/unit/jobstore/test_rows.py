@@ -16,14 +16,16 @@ def a_commit(**fields: object) -> jobstore_pb2.FlowCommit:
     return jobstore_pb2.FlowCommit(flow_command_id="flow", job_id="job", epoch=1, sequence=2, **fields)
 
 
-def seen(number: int, state: str, incarnation: str = "i1") -> jobstore_pb2.ObservedRow:
+def seen(number: int, state: str, incarnation: str = "i1", host_id: str = "h1") -> jobstore_pb2.ObservedRow:
     ref = jobstore_pb2.EntityRef(entity_type=jobs_pb2.ENTITY_TYPE_VM, entity_id="vm-1")
-    observed = jobs_pb2.Observed(state=state, number=number, incarnation=incarnation)
+    observed = jobs_pb2.Observed(state=state, number=number, incarnation=incarnation, host_id=host_id)
     return jobstore_pb2.ObservedRow(entity=ref, observed=observed)
 
 
 def newest_of(observed: list[jobstore_pb2.ObservedRow]) -> list[Row]:
-    return newest(observation_rows(observed))
+    rounds = newest(observation_rows(observed))
+    assert len(rounds) <= 1
+    return [row for each in rounds for row in each]
 
 
 def states(observations: list[Row]) -> list[str]:
@@ -106,3 +108,8 @@ def test_of_several_observations_the_highest_number_counts() -> None:
 
 def test_of_several_incarnations_the_last_to_come_counts() -> None:
     assert states(newest_of([seen(5, "UP"), seen(1, "DOWN", "i2")])) == ["DOWN"]
+
+
+def test_what_two_hosts_say_of_a_vm_is_written_one_after_the_other() -> None:
+    both = [seen(5, "MIGRATING"), seen(1, "UP", "i2", "h2"), seen(6, "DOWN")]
+    assert [states(rows) for rows in newest(observation_rows(both))] == [["DOWN"], ["UP"]]
