@@ -299,7 +299,7 @@ class Actor:
                 plan = await command.execute(world)
             finally:
                 self._name_job(row, command)
-            world.notes.locks = command.locks()
+            world.notes.locks = [*command.locks(), *world.notes.locks]
             check_plan(plan)
             check_notes(world.notes)
         except WaybillError as error:

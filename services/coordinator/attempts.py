@@ -19,7 +19,7 @@ class FailedAttempt:
     error: why; its reason is ABORTED if it was stopped on request.
     plans: of all attempts so far; the last is the one that failed.
     begun, done: paths of the nodes of the last plan that began, and that went well ("" is its root).
-    unknown: paths of those of which nobody can tell.
+    unknown, dirty: paths of those of which nobody can tell, and of those that failed and were not rolled back.
     past_no_return: a node marked `no_return` has begun, in this attempt or a former one.
     canceled: the job is to stop; nothing but a clean-up will be tried.
     """
@@ -29,6 +29,7 @@ class FailedAttempt:
     begun: frozenset[str] = frozenset()
     done: frozenset[str] = frozenset()
     unknown: frozenset[str] = frozenset()
+    dirty: frozenset[str] = frozenset()
     past_no_return: bool = False
     canceled: bool = False
 
@@ -44,6 +45,10 @@ class FailedAttempt:
     def went_well(self, path: str) -> bool:
         """Tells whether a node of the last plan is over and went well."""
         return path in self.done
+
+    def may_have_left(self, path: str) -> bool:
+        """Tells whether there may be something to take back: it went well, or was not rolled back, or nobody knows."""
+        return path in self.done or path in self.dirty or path in self.unknown
 
     def hosts_tried(self) -> list[str]:
         """The hosts that tasks and calls of all attempts so far name, in the order in which they first do."""

@@ -244,6 +244,7 @@ class CommandRunner:
             begun=frozenset(node.path for node in begun),
             done=frozenset(node.path for node in begun if node.outcome is Outcome.OK),
             unknown=frozenset(node.path for node in begun if node.outcome is Outcome.UNKNOWN),
+            dirty=frozenset(node.path for node in begun if node.leaf and node.leaf.result == "CLEAN_FAILURE"),
             past_no_return=command.past_no_return,
             canceled=self._cancellation.wish is not None and not command.spared,
         )
@@ -334,13 +335,17 @@ class CommandRunner:
         command = self._live[event.command_id]
         made = max(1, command.row.end_attempts)
         if event.failure is None:
-            notes = self._compensation.undo(command.row) if event.compensate else event.notes
+            notes = self._undone(command) if event.compensate else event.notes
             self._take_notes(command, "end", notes)
             self._end(command)
         elif made < END_ATTEMPTS:
             self._run_end_counted(command, made + 1)
         else:
             self._give_up(command, event.failure)
+
+    def _undone(self, command: LiveCommand) -> Notes:
+        cleaned_up = command.cleans and command.root is not None and seen_from_above(command.root) is Outcome.OK
+        return self._compensation.undo(command.row, rolled_back=cleaned_up)
 
     def _run_end_counted(self, command: LiveCommand, attempt: int, *, at_once: bool = False) -> None:
         """Counts a run of the end method; it is made after a pause, once the count is durable."""

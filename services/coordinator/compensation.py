@@ -10,8 +10,10 @@ twice. Newest change first:
 | did not exist before | removed |
 | else | what it was |
 
-Work counts if the command or one below it began it: who answers for the entity is who changed it. What an end method
-notes is never undone.
+After a clean-up that went well all that the command had begun is known to be rolled back. Else work counts if the
+command or one below it began it: who answers for the entity is who changed it.
+
+What an end method notes is never undone.
 """
 
 from __future__ import annotations
@@ -38,13 +40,13 @@ class Compensation:
             snapshot = known[change.entity] = Snapshot(command.command_id, number, change.entity, change.former)
             self._book.add_snapshot(snapshot)
 
-    def undo(self, command: Command) -> Notes:
-        """Notes that the entities that a command changed are what they were."""
+    def undo(self, command: Command, *, rolled_back: bool = False) -> Notes:
+        """Notes that the entities that a command changed are what they were; `rolled_back` if a clean-up went well."""
         notes = Notes()
         known = self._of.get(command.command_id)
         if not known:
             return notes
-        doubtful = self._in_doubt(command.command_id)
+        doubtful = set() if rolled_back else self._in_doubt(command.command_id)
         for snapshot in reversed(known.values()):
             if snapshot.entity in doubtful:
                 notes.changes.append(_illegal(snapshot))

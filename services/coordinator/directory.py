@@ -54,9 +54,7 @@ class Directory:
         self._loads[host_id] += 1
 
     async def _list(self, filter: str) -> list[Entity]:
-        request = jobstore_pb2.ListEntitiesRequest(
-            entity_type=jobs_pb2.ENTITY_TYPE_VM, filter=filter, page_size=_PAGE
-        )
+        request = jobstore_pb2.ListEntitiesRequest(entity_type=jobs_pb2.ENTITY_TYPE_VM, filter=filter, page_size=_PAGE)
         found: list[Entity] = []
         while True:
             try:

@@ -186,7 +186,9 @@ class LiveCommand:
         self.outcome = Outcome.OK  # of its work, once over
         self.cleans = False  # the current attempt is a clean-up
         self.failed: Node | None = None  # the root of the attempt that is cleaned up after: its failure stands
-        self.spared: bool = node is not None and node.command.spared  # it, or what it is part of, is: no cancel stops it
+        self.spared: bool = (
+            node is not None and node.command.spared
+        )  # it, or what it is part of, is: no cancel stops it
         self.progress = 0.0  # of the attempt that came furthest
         self.past_no_return = False  # something of it has begun that cannot be undone
         self.names_no_return = False  # its plan says itself where the point of no return is

@@ -7,7 +7,7 @@ commit is refused if it changed meanwhile, and the code runs again.
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Protocol
 
@@ -15,7 +15,7 @@ import grpc
 
 from chassis.errors import WaybillError, not_found
 from coordinator.plan import EntityRef, Former, Observation
-from coordinator.rows import EntityChange, EventNote, Notes, Severity
+from coordinator.rows import EntityChange, EventNote, LockKey, Notes, Severity
 from coordinator.scheduler import is_fit, pick_host
 
 
@@ -170,6 +170,10 @@ class World:
             self.notes.changes.append(EntityChange(entity.ref, remove=True, former=_former(entity)))
             self._guard(entity.ref)
             self._reading.put(Entity(entity.ref))
+
+    def lock(self, keys: Iterable[LockKey]) -> None:
+        """While planning: wants these locks, too, which follow from what was read."""
+        self.notes.locks += keys
 
     def tell(
         self, event_type: str, message: str, *, severity: Severity = Severity.NORMAL, entity: EntityRef | None = None

@@ -46,7 +46,9 @@ async def vm_states(centre: DataCentre, vm_id: str) -> dict[str, str]:
     }
 
 
-@pytest.mark.rule("semantics §7: RunVm: fails on one host → another attempt on the next, shown as a further START_VM step")
+@pytest.mark.rule(
+    "semantics §7: RunVm: fails on one host → another attempt on the next, shown as a further START_VM step"
+)
 async def test_a_vm_that_fails_on_one_host_comes_up_on_the_next(centre: DataCentre) -> None:
     await centre.declare_vm("vm-next", host_id="host-2")
     await centre.program("host-2", {"verb": "createVm", "outcome": "never_up", "error": "no bootable device"})

@@ -15,7 +15,7 @@ tree loaded from them asks the world for exactly what the one in memory does.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Final
 from uuid import UUID, uuid5
@@ -70,7 +70,8 @@ class Script:
     changes: Mapping[EntityRef, str] = field(default_factory=dict)
     ends: Mapping[EntityRef, str] | None = None  # changed by either end method; None: the default ones
     end_raises: int = 0  # how many runs of the end method do
-    after: Sequence[Attempt | Failure | None] = ()  # what after_failure returns, or raises, attempt by attempt
+    # What after_failure returns, or raises, attempt by attempt; or how it decides.
+    after: Sequence[Attempt | Failure | None] | Callable[[FailedAttempt], Attempt | None] = ()
 
 
 def a_child(command_type: str, **options: Any) -> Child:
@@ -236,7 +237,11 @@ class Scenario:
         self.failed.append(failed)
         self.runs["revise", command_id] += 1
         after = self.scripts[self.tree.command(command_id).command_type].after
-        said = after[failed.number - 1] if failed.number <= len(after) else None
+        said: Attempt | Failure | None = None
+        if callable(after):
+            said = after(failed)
+        elif failed.number <= len(after):
+            said = after[failed.number - 1]
         if isinstance(said, Failure):
             self._tell(ev.Revised(command_id, failure=said))
         elif said is None:

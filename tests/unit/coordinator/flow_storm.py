@@ -393,6 +393,7 @@ class Storm:
         script = self.flow.scripts[command.command_type]
         tried = [Tried(1, script.plan)]
         for number in range(2, len(command.plans) + 1):
+            assert not callable(script.after)
             after = script.after[number - 2]
             assert isinstance(after, Instead | Cleanup)
             tried.append(Tried(number, after.plan, isinstance(after, Cleanup)))

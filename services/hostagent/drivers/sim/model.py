@@ -67,6 +67,9 @@ class Volume:
     """Id of the task that made it."""
     snapshots: list[str] = field(default_factory=list)
     replicating: bool = False
+    """What its VM writes goes to a copy as well."""
+    moved_to: str = ""
+    """The host with the copy that its VM goes on with; empty while it is this one."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -126,7 +129,7 @@ class Model:
         """Makes a volume ILLEGAL. Raises OBJECT_STATE if another task writes to it, or left it ILLEGAL."""
         volume = self.volume(volume_id)
         if volume.legality is Legality.ILLEGAL and volume.writer != writer:
-            raise _wrong_state(volume_id, "is ILLEGAL")
+            raise wrong_state(volume_id, "is ILLEGAL")
         self.begin_deleting(volume_id, writer)
 
     def begin_deleting(self, volume_id: str, writer: str) -> None:
@@ -155,7 +158,7 @@ class Model:
             # Generations never go back: who expects the former one has not seen what happened since.
             self._put_volume(volume_id, replace(before, generation=volume.generation + 1))
         elif volume.generation != before.generation:
-            raise _wrong_state(volume_id, "was changed since")
+            raise wrong_state(volume_id, "was changed since")
 
     def remove_volume(self, volume_id: str) -> bool:
         """Removes a volume; returns False if there is none."""
@@ -244,7 +247,8 @@ def _volume_from(body: Mapping[str, Json]) -> Volume:
     return Volume(**{**body, "legality": Legality(body["legality"])})
 
 
-def _wrong_state(volume_id: str, problem: str) -> WaybillError:
+def wrong_state(volume_id: str, problem: str) -> WaybillError:
+    """A volume is not as the verb needs it."""
     return errors.failed_precondition("OBJECT_STATE", f"volume {volume_id} {problem}", volume_id=volume_id)
 
 

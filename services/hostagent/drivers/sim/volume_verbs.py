@@ -12,11 +12,12 @@ from typing import Final
 from hostagent.drivers.arguments import Megabytes, ObjectId
 from hostagent.drivers.driver import Recovery, Work
 from hostagent.drivers.sim.host import Attempt, Sim, driver
-from hostagent.drivers.sim.model import VOLUME, ObjectKey, Volume
+from hostagent.drivers.sim.model import VOLUME, ObjectKey, Volume, wrong_state
 from hostagent.task import Json
 
 _MISSING: Final = {"missing": True}
 _STRUCTURE_MB: Final = Megabytes(1)
+_NONE: Final[list[Json]] = []
 
 
 @driver.task("createVolume", recovery=Recovery.RESUME)
@@ -27,10 +28,15 @@ async def create_volume(sim: Sim, attempt: Attempt, *, volume_id: ObjectId, size
 
 @driver.task("cloneImageStructure", recovery=Recovery.RESUME)
 async def clone_image_structure(
-    sim: Sim, attempt: Attempt, *, volume_id: ObjectId, size_mb: Megabytes = _STRUCTURE_MB
+    sim: Sim,
+    attempt: Attempt,
+    *,
+    volume_id: ObjectId,
+    size_mb: Megabytes = _STRUCTURE_MB,
+    snapshots: list[Json] = _NONE,
 ) -> Json:
-    """Creates the empty structure of an image that is going to be copied here."""
-    return await _make(sim, attempt, volume_id, size_mb)
+    """Creates the empty structure, snapshots included, of an image that is going to be copied here."""
+    return await _make(sim, attempt, volume_id, size_mb, snapshots=list(snapshots))
 
 
 # Half a copy cannot be told from a whole one by looking at it, so it is thrown away.
@@ -73,14 +79,15 @@ async def sync_image_data(sim: Sim, attempt: Attempt, *, volume_id: ObjectId) ->
 @driver.task("createSnapshot", recovery=Recovery.RESUME)
 async def create_snapshot(sim: Sim, attempt: Attempt, *, volume_id: ObjectId, snapshot_id: ObjectId) -> Json:
     """Takes a snapshot of a volume."""
-    snapshots = sim.model.volume(volume_id).snapshots
+    snapshots = [each for each in sim.model.volume(volume_id).snapshots if each != snapshot_id]
     return await _rewrite(sim, attempt, volume_id, snapshots=[*snapshots, snapshot_id])
 
 
 @driver.task("mergeSnapshots", recovery=Recovery.PROBE)
-async def merge_snapshots(sim: Sim, attempt: Attempt, *, volume_id: ObjectId) -> Json:
-    """Merges all snapshots of a volume into it."""
-    return await _rewrite(sim, attempt, volume_id, snapshots=[])
+async def merge_snapshots(sim: Sim, attempt: Attempt, *, volume_id: ObjectId, snapshot_id: str = "") -> Json:
+    """Merges a snapshot of a volume into it, or all of them if none is named."""
+    left = [each for each in sim.model.volume(volume_id).snapshots if snapshot_id not in ("", each)]
+    return await _rewrite(sim, attempt, volume_id, snapshots=left)
 
 
 @driver.task("extendImageSize", recovery=Recovery.RESUME)
@@ -91,24 +98,39 @@ async def extend_image_size(sim: Sim, attempt: Attempt, *, volume_id: ObjectId, 
 
 @driver.call("replicateDiskStart")
 async def replicate_disk_start(sim: Sim, attempt: Attempt, *, vm_id: ObjectId, volume_id: ObjectId) -> Json:
-    """Begins to write a running VM's disk to its copy as well."""
+    """Begins to write a running VM's disk to its copy as well; if that is so already, nothing changes."""
     await attempt.toil()
+    volume = sim.model.volume(volume_id)
+    if volume.moved_to:
+        raise wrong_state(volume_id, f"is not the VM's any more: that goes on with the copy on {volume.moved_to}")
+    if volume.replicating:
+        return None
     sim.model.change_volume(volume_id, replicating=True)
     return await attempt.take_effect()
 
 
 @driver.call("replicateDiskFinish")
-async def replicate_disk_finish(sim: Sim, attempt: Attempt, *, vm_id: ObjectId, volume_id: ObjectId) -> Json:
-    """Ends that; the VM goes on with one of the two."""
+async def replicate_disk_finish(
+    sim: Sim, attempt: Attempt, *, vm_id: ObjectId, volume_id: ObjectId, destination: str = ""
+) -> Json:
+    """Ends that: the VM goes on with the copy on the destination, or with this volume if none is named.
+
+    If that is so already, nothing changes. A VM that goes on with its copy does not come back.
+    """
     await attempt.toil()
-    sim.model.change_volume(volume_id, replicating=False)
+    volume = sim.model.volume(volume_id)
+    if not volume.replicating and volume.moved_to == destination:
+        return None
+    if not volume.replicating:
+        raise wrong_state(volume_id, f"is not being replicated: its VM goes on with {volume.moved_to or 'this'}")
+    sim.model.change_volume(volume_id, replicating=False, moved_to=destination)
     return await attempt.take_effect()
 
 
-async def _make(sim: Sim, attempt: Attempt, volume_id: str, size_mb: int) -> Json:
+async def _make(sim: Sim, attempt: Attempt, volume_id: str, size_mb: int, **content: Json) -> Json:
     await _begin_making(sim, attempt, volume_id, size_mb)
     await attempt.toil()
-    return await attempt.take_effect({"generation": sim.model.finish_writing(volume_id)})
+    return await attempt.take_effect({"generation": sim.model.finish_writing(volume_id, **content)})
 
 
 async def _begin_making(sim: Sim, attempt: Attempt, volume_id: str, size_mb: int) -> None:
