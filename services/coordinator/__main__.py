@@ -53,7 +53,7 @@ async def main(settings: Settings) -> None:
         open_tracing(settings.traces_endpoint, "waybill-coordinator") as tracing,
     ):
         store = jobstore_pb2_grpc.JobStoreStub(reading)
-        directory = Directory(store, clock)
+        directory = Directory(store, hosts, clock)
         engine = Engine(journal, hosts, registry, background, clock, ids, rng, tracing=tracing, directory=directory)
         monitor = Monitor(journal, store, hosts, clock, rng, coordinator_id=coordinator_id)
         recovery = Recovery(

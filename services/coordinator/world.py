@@ -92,6 +92,7 @@ class Places(Protocol):
     """Knows which VMs are where."""
 
     async def vms_on(self, host_id: str) -> Sequence[Entity]: ...
+    async def tasks_on(self, host_id: str) -> Sequence[str]: ...
     async def loads(self) -> Mapping[str, int]: ...
     def given(self, host_id: str) -> None: ...
 
@@ -140,6 +141,10 @@ class World:
     async def vms_on(self, host_id: str) -> list[Entity]:
         """Returns the VMs that were last seen on a host and not down, by id. Not guarded: they come and go."""
         return list(await self._places.vms_on(host_id)) if self._places is not None else []
+
+    async def tasks_on(self, host_id: str) -> list[str]:
+        """Returns the tasks that run on a host, in words. Raises HOST_UNREACHABLE if that cannot be said."""
+        return list(await self._places.tasks_on(host_id)) if self._places is not None else []
 
     async def pick_host(self, *, excluded: Collection[str] = (), preferred: str = "") -> str | None:
         """Returns the id of the host that a VM goes to: up, not excluded, the preferred one or the least loaded."""

@@ -15,7 +15,7 @@ again until it can: what happened cannot be made not to have happened.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping
 from typing import Final, TypeVar
 
 import grpc
@@ -221,6 +221,10 @@ class _Work:
     @property
     def task_id(self) -> str:
         return self._record.spec.task_id
+
+    @property
+    def names(self) -> Mapping[str, str]:
+        return self._record.names
 
     @property
     def expected_generation(self) -> int | None:

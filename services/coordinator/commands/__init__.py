@@ -1,12 +1,19 @@
 """The commands that ship with Waybill: one file each, registered by being imported."""
 
 from coordinator.commands import (
+    activate_vds,
     add_disk,
+    add_vds,
     create_snapshot,
     discard_volume,
+    install_vds,
     live_migrate_disk,
+    maintenance_number_of_vds,
+    maintenance_vds,
     merge_snapshot,
+    migrate_vm,
     remove_all_vm_images,
+    remove_disk,
     remove_image,
     remove_vm,
     run_vm,
@@ -14,12 +21,19 @@ from coordinator.commands import (
 )
 
 __all__ = [
+    "activate_vds",
     "add_disk",
+    "add_vds",
     "create_snapshot",
     "discard_volume",
+    "install_vds",
     "live_migrate_disk",
+    "maintenance_number_of_vds",
+    "maintenance_vds",
     "merge_snapshot",
+    "migrate_vm",
     "remove_all_vm_images",
+    "remove_disk",
     "remove_image",
     "remove_vm",
     "run_vm",

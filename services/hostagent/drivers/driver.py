@@ -69,6 +69,11 @@ class Work(Protocol):
     def task_id(self) -> str: ...
 
     @property
+    def names(self) -> Mapping[str, str]:
+        """What it is part of: correlation_id, job_id, command_id and so on; empty where nobody said."""
+        ...
+
+    @property
     def expected_generation(self) -> int | None:
         """The generation that the object must have; None for any."""
         ...

@@ -46,9 +46,13 @@ class Places:
     def __init__(self, *vms: Entity) -> None:
         self._vms = vms
         self.chosen: list[str] = []
+        self.tasks: dict[str, list[str]] = {}
 
     async def vms_on(self, host_id: str) -> list[Entity]:
         return [vm for vm in self._vms if vm.observed.host_id == host_id and vm.observed.state != "DOWN"]
+
+    async def tasks_on(self, host_id: str) -> list[str]:
+        return self.tasks.get(host_id, [])
 
     async def loads(self) -> Counter[str]:
         return Counter([vm.observed.host_id for vm in self._vms] + self.chosen)

@@ -48,6 +48,10 @@ class Attempt:
     def task_id(self) -> str:
         return self._work.task_id
 
+    @property
+    def names(self) -> Mapping[str, str]:
+        return self._work.names
+
     def check_generation(self, volume_id: str) -> None:
         """Raises GENERATION_MISMATCH if the task expects another generation of the volume."""
         self._sim.model.expect_generation(volume_id, self._work.expected_generation)
@@ -122,6 +126,11 @@ class Sim:
         """Tells the watchers what a VM is seen in."""
         self._surroundings.observe("VM", vm_id, state.value, error)
 
+    def observe_host(self) -> None:
+        """Tells the watchers what the host is seen in."""
+        state, error = self.model.host_state()
+        self._surroundings.observe("HOST", self.host_id, state, error)
+
     async def crash(self) -> NoReturn:
         """Dies, with what was counted so far on disk."""
         await self.save()
@@ -182,6 +191,8 @@ async def _open(surroundings: Surroundings) -> AsyncIterator[Sim]:
 
     async with Documents(surroundings.data_dir / "sim.db", surroundings.clock) as documents, Crew() as crew:
         sim = Sim(surroundings, documents, crew)
+        if sim.model.host_state()[0] != "UP":
+            sim.observe_host()
         take_up_vms(sim)
         yield sim
 

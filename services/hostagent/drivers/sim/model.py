@@ -26,6 +26,7 @@ from hostagent.task import Json
 
 VOLUME: Final = "volume"
 VM: Final = "vm"
+HOST: Final = "host"
 _COUNTERS: Final = "counters"
 _DONE: Final = "done"
 
@@ -82,7 +83,11 @@ class Vm:
     """Id of the call that began what it is going through, so that a late timer does not meet a later life."""
     error: str = ""
     gets_up: bool = True
-    """False: it is programmed never to be UP."""
+    """False: it is programmed never to be UP; or, while it is MIGRATING, not to get away."""
+    destination: str = ""
+    """While it is MIGRATING: the address of the agent that is to take it; empty if nobody is."""
+    names: dict[str, str] = field(default_factory=dict)
+    """While it is MIGRATING: what that is part of."""
 
 
 class Model:
@@ -192,6 +197,17 @@ class Model:
     def remove_vm(self, vm_id: str) -> None:
         """Removes a VM, if there is one."""
         self._documents.remove(VM, vm_id)
+
+    # The host itself.
+
+    def host_state(self) -> tuple[str, str]:
+        """Returns what the host is seen in, and why: UP unless something was done to it."""
+        body = self._documents.get(HOST, HOST)
+        return ("UP", "") if body is None else (body["state"], body["error"])
+
+    def put_host_state(self, state: str, error: str = "") -> None:
+        """Sets what the host is seen in."""
+        self._documents.put(HOST, HOST, {"state": state, "error": error})
 
     # What was done.
 
