@@ -30,10 +30,11 @@ from coordinator.chronicle import Chronicle
 from coordinator.commands.base import Command, CommandType
 from coordinator.doorbell import Room
 from coordinator.flow import INTERNAL, FlowTree
-from coordinator.plan import Cleanup, EntityRef
+from coordinator.inlining import inlined
+from coordinator.plan import Cleanup, EntityRef, Inlined, Plan
 from coordinator.retries import Backoff
 from coordinator.rows import Command as CommandRow
-from coordinator.rows import Failure, Leaf, Notes
+from coordinator.rows import Failure, Leaf
 from coordinator.storable import check_notes, check_plan
 from coordinator.world import Reading, World
 from waybill.v1 import hostagent_pb2, jobs_pb2, jobstore_pb2
@@ -300,6 +301,7 @@ class Actor:
             finally:
                 self._name_job(row, command)
             world.notes.locks = [*command.locks(), *world.notes.locks]
+            plan = await self._inlined(row, plan, world)
             check_plan(plan)
             check_notes(world.notes)
         except WaybillError as error:
@@ -326,25 +328,27 @@ class Actor:
     def _end(self, effect: ev.RunEnd) -> None:
         row = self.tree.command(effect.command_id)
         kind = self._engine.registry.get(row.command_type)
-        if kind is not None and effect.succeeded and kind.ends_plainly:
+        if kind is not None and effect.succeeded and kind.ends_plainly and not effect.parts:
             self.post(ev.Ended(row.command_id))
-        elif not effect.succeeded and (kind is None or kind.compensates):
+        elif not effect.succeeded and (kind is None or kind.compensates) and not effect.parts:
             self.post(ev.Ended(row.command_id, compensate=True))
         else:
-            self._engine.background.start(self._run_end(row, effect.succeeded), "end")
+            self._engine.background.start(self._run_end(row, effect), "end")
 
-    async def _run_end(self, row: CommandRow, succeeded: bool) -> None:
+    async def _run_end(self, row: CommandRow, effect: ev.RunEnd) -> None:
         async with self._room:
             with self._working_on(row):
-                ended = await self._store_willing(lambda: self._end_once(row, succeeded))
+                ended = await self._store_willing(lambda: self._end_once(row, effect))
         if ended is not None:
             self.post(ended)
 
-    async def _end_once(self, row: CommandRow, succeeded: bool) -> ev.Ended:
+    async def _end_once(self, row: CommandRow, effect: ev.RunEnd) -> ev.Ended:
         world = self._world(guard_reads=False)
         try:
+            for part, succeeded in effect.parts:
+                await _end(self._part(part), world, succeeded=succeeded)
             command = self._command(row)
-            await (command.end_successfully(world) if succeeded else command.end_with_failure(world))
+            await _end(command, world, succeeded=effect.succeeded)
             check_notes(world.notes)
         except WaybillError as error:
             if error.code is grpc.StatusCode.UNAVAILABLE:
@@ -355,8 +359,11 @@ class Actor:
                 raise
             log.exception("an end method raised", command_type=row.command_type, attempt=row.end_attempts + 1)
             return ev.Ended(row.command_id, failure=_raised(row, error))
-        notes: Notes = world.notes
-        return ev.Ended(row.command_id, notes)
+        compensate = not effect.succeeded and command.type_.compensates
+        return ev.Ended(row.command_id, world.notes, compensate=compensate)
+
+    def _part(self, part: Inlined) -> Command:
+        return self._engine.registry.find(part.command_type).read(part.parameters_version, part.parameters)
 
     def _revise(self, effect: ev.RunAfterFailure) -> None:
         row = self.tree.command(effect.command_id)
@@ -379,7 +386,8 @@ class Actor:
             attempt = await self._command(row).after_failure(world, failed)
             if attempt is None:
                 return ev.Revised(row.command_id)
-            check_plan(attempt.plan)
+            plan = await self._inlined(row, attempt.plan, world)
+            check_plan(plan)
             check_notes(world.notes)
         except WaybillError as error:
             if error.code is grpc.StatusCode.UNAVAILABLE:
@@ -390,7 +398,13 @@ class Actor:
                 raise
             log.exception("after_failure raised", command_type=row.command_type)
             return ev.Revised(row.command_id, failure=_raised(row, error))
-        return ev.Revised(row.command_id, attempt.plan, isinstance(attempt, Cleanup), world.notes)
+        return ev.Revised(row.command_id, plan, isinstance(attempt, Cleanup), world.notes)
+
+    async def _inlined(self, row: CommandRow, plan: Plan, world: World) -> Plan:
+        """The plan of a flow that is coordinated by entity, with its children's in it; another as it is."""
+        if row is not self.tree.root or not self._type(row).by_entity:
+            return plan
+        return await inlined(plan, world, self._part)
 
     async def _store_willing(self, run: Any) -> Any:
         """Runs a command's code again while the store cannot be read; a flow that nobody knows of is refused instead.
@@ -419,6 +433,10 @@ class Actor:
             else:
                 with under(span, correlation_id):
                     yield
+
+
+async def _end(command: Command, world: World, *, succeeded: bool) -> None:
+    await (command.end_successfully(world) if succeeded else command.end_with_failure(world))
 
 
 def _for_callers(why: WaybillError) -> WaybillError:

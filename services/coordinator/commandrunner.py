@@ -20,6 +20,9 @@ it raises, if its commit is refused, or if the process dies. `end_attempts` keep
 run of a process that has begun the flow itself is free: it costs no commit of its own, and there was none before. Every
 other run is counted, durably, before it is made; so it is also counted if nobody survives it.
 
+A child that was inlined (`plan.Inlined`) is part of the plan of the command above. Its end method runs before that
+one's, in the same run, with its own result; of one that never began none does.
+
 Children are planned in the turn of their parent if they are concurrent, when their turn comes if they are serial. One
 that the store would not have (`verdicts`) is refused without being planned again.
 """
@@ -36,7 +39,7 @@ from coordinator.cancellation import Cancellation
 from coordinator.compensation import Compensation
 from coordinator.nodes import WORK, LiveCommand, Node, Outcome, build, span_id_of
 from coordinator.outbox import Outbox
-from coordinator.plan import Change, Child, Plan
+from coordinator.plan import Change, Child, Plan, Serially
 from coordinator.planjson import attempt_from_json, attempt_to_json
 from coordinator.planrunner import PlanRunner, seen_from_above
 from coordinator.rows import (
@@ -156,6 +159,8 @@ class CommandRunner:
             command.has_work |= isinstance(node.plan, WORK)
             if node.plan.step:
                 self._steps.show(node)
+            if isinstance(node.plan, Serially) and node.plan.inlined is not None:
+                command.inlined.append(node)
         self._turn.then(self._plans.begin, root)
 
     def refuse(
@@ -319,7 +324,12 @@ class CommandRunner:
             self._turn.decide(self._give_up, command, failures.never_came_back(row))
 
     def _run_end(self, command: LiveCommand) -> None:
-        self._think(ev.RunEnd(command.row.command_id, command.outcome is Outcome.OK))
+        parts = tuple(
+            (node.plan.inlined, node.outcome is Outcome.OK)
+            for node in command.inlined
+            if isinstance(node.plan, Serially) and node.plan.inlined and node.outcome is not Outcome.SKIPPED
+        )
+        self._think(ev.RunEnd(command.row.command_id, command.outcome is Outcome.OK, parts))
 
     def end_again(self, command_id: str) -> None:
         """The pause before a counted run of an end method is over."""
@@ -335,7 +345,10 @@ class CommandRunner:
         command = self._live[event.command_id]
         made = max(1, command.row.end_attempts)
         if event.failure is None:
-            notes = self._undone(command) if event.compensate else event.notes
+            notes = event.notes
+            if event.compensate:
+                undone = self._undone(command)
+                notes = Notes(notes.changes + undone.changes, notes.read_versions, [], notes.events + undone.events)
             self._take_notes(command, "end", notes)
             self._end(command)
         elif made < END_ATTEMPTS:

@@ -8,7 +8,7 @@ from typing import Any
 
 from coordinator.attempts import FailedAttempt
 from coordinator.mutations import Mutations
-from coordinator.plan import EntityRef, Observation, Plan
+from coordinator.plan import EntityRef, Inlined, Observation, Plan
 from coordinator.rows import Failure, Leaf, Notes
 
 Json = Any
@@ -40,7 +40,7 @@ class Planned:
 
 @dataclass(frozen=True, slots=True)
 class Ended:
-    """The end method has run: notes, or a failure if it raised; `compensate` asks for the default, undoing."""
+    """The end method has run: notes, or a failure if it raised; `compensate` asks for the default, undoing, as well."""
 
     command_id: str
     notes: Notes = field(default_factory=Notes)
@@ -144,10 +144,11 @@ class RunPlan:
 
 @dataclass(frozen=True, slots=True)
 class RunEnd:
-    """Run the end method of a command; answer with Ended."""
+    """Run the end method of a command, after those of its inlined children (`parts`); answer with Ended."""
 
     command_id: str
     succeeded: bool
+    parts: tuple[tuple[Inlined, bool], ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

@@ -166,6 +166,7 @@ class LiveCommand:
         "depth",
         "failed",
         "has_work",
+        "inlined",
         "names_no_return",
         "namespace",
         "node",
@@ -193,6 +194,7 @@ class LiveCommand:
         self.past_no_return = False  # something of it has begun that cannot be undone
         self.names_no_return = False  # its plan says itself where the point of no return is
         self.has_work = False  # its plan does something
+        self.inlined: list[Node] = []  # of all attempts, what stands for children without rows
 
 
 def build(command: LiveCommand, plan: Plan, attempt: int) -> Node:

@@ -41,6 +41,7 @@ __all__ = [
     "Condition",
     "EntityRef",
     "Former",
+    "Inlined",
     "Instead",
     "Known",
     "Nothing",
@@ -194,10 +195,20 @@ class Concurrently(_Node):
 
 
 @dataclass(frozen=True, slots=True)
+class Inlined:
+    """A child command whose plan stands in that of the command above: it has no row, only its end method is run."""
+
+    command_type: str
+    parameters: Mapping[str, Json] = field(default_factory=dict)
+    parameters_version: int = 1
+
+
+@dataclass(frozen=True, slots=True)
 class Serially(_Node):
-    """One after the other."""
+    """One after the other. `inlined`: this is the plan of a child; None if it is not."""
 
     plans: tuple[Plan, ...] = ()
+    inlined: Inlined | None = None
 
 
 Plan = Nothing | Task | Call | Child | WaitFor | Change | Concurrently | Serially

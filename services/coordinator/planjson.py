@@ -19,6 +19,7 @@ from coordinator.plan import (
     Condition,
     EntityRef,
     Former,
+    Inlined,
     Nothing,
     Plan,
     Serially,
@@ -105,6 +106,11 @@ _WRITERS: Final[dict[str, Any]] = {
     "subjects": lambda refs: [_ref_to_json(ref) for ref in refs],
     "until": _condition_to_json,
     "fails_if": _condition_to_json,
+    "inlined": lambda child: {
+        "command_type": child.command_type,
+        "parameters": child.parameters,
+        "parameters_version": child.parameters_version,
+    },
     "former": lambda former: former and {"name": former.name, "status": former.status, "declared": former.declared},
 }
 
@@ -136,6 +142,7 @@ _READERS: Final[dict[str, Any]] = {
     "subjects": lambda value: tuple(EntityRef(*item) for item in value),
     "until": _condition_from_json,
     "fails_if": _condition_from_json,
+    "inlined": lambda value: value and Inlined(**value),
     "former": lambda value: value and Former(**value),
     "plans": lambda value: tuple(plan_from_json(item) for item in value),
 }

@@ -178,7 +178,7 @@ class World:
 
     def lock(self, keys: Iterable[LockKey]) -> None:
         """While planning: wants these locks, too, which follow from what was read."""
-        self.notes.locks += keys
+        self.notes.locks += [key for key in keys if key not in self.notes.locks]
 
     def tell(
         self, event_type: str, message: str, *, severity: Severity = Severity.NORMAL, entity: EntityRef | None = None

@@ -34,7 +34,9 @@ async def running(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Dat
         yield centre
 
 
-@pytest.mark.rule("semantics §7: LiveMigrateDisk (serial): V; X → its seven stages; F")
+@pytest.mark.rule(
+    "semantics §7: LiveMigrateDisk (serial): V; X → CREATE_SNAPSHOT, CLONE_IMAGE_STRUCTURE; F; ends: the last stage"
+)
 async def test_the_disk_of_a_running_vm_is_moved_stage_by_stage(centre: DataCentre) -> None:
     disk_id = await a_running_vm(centre, "vm-move")
     snapshot = await centre.run("CreateSnapshot", {"disk_id": disk_id, "snapshot_id": "kept"})

@@ -228,7 +228,8 @@ async def vms_on(centre: DataCentre, host_id: str) -> list[str]:
     return [vm.entity_id async for vm in found]
 
 
-@pytest.mark.rule("semantics §7: a host that turns non-operational fails its branch; the other branches stay true")
+@pytest.mark.rule("semantics §7: MaintenanceNumberOfVds: a host that turns non-operational fails its branch")
+@pytest.mark.rule("semantics §7: MaintenanceNumberOfVds: the other branches stay true")
 async def test_a_host_that_turns_non_operational_fails_its_branch_alone(centre: DataCentre) -> None:
     await start(centre, "vm-c1", "host-1")
     await start(centre, "vm-d1", "host-2")
@@ -319,12 +320,40 @@ async def test_a_removed_disk_is_gone_and_its_vm_stays_without_it(centre: DataCe
     job = await centre.run("RemoveDisk", {"disk_id": disk_ids[1]})
     assert_all_finished([job])
     assert outline(job)[2:] == [("DELETE_IMAGE", "FINISHED"), ("FINALIZATION", "FINISHED")]
+    commands = [each.command_type async for each in centre.client.list_commands(job.flow_command_id)]
+    assert commands == ["RemoveDisk"]  # by entity: its child has no row
+    [task] = await centre.host_tasks(job)
+    assert task.entity.entity_id == disk_ids[1]
     assert await centre.entity(DISK, disk_ids[1]) is None
     assert await centre.volume_state(disk_ids[1]) == "GONE"
     vm = await centre.entity(VM, "vm-keeps")
     assert vm is not None
     assert set(plain(vm.declared)["disk_ids"]) == {disk_ids[0], disk_ids[2]}
     await assert_all_over(centre, [job])
+
+
+@pytest.mark.rule("semantics §2: the same child class (RemoveImage) works under both")
+async def test_a_disk_whose_image_stays_is_illegal_and_still_its_vms(centre: DataCentre) -> None:
+    [disk_id] = await centre.furnish("vm-stuck", disks=1)
+    await centre.program("host-1", {"verb": "deleteImage", "outcome": "fail", "error": "the disk is broken"})
+    job = await centre.run("RemoveDisk", {"disk_id": disk_id})
+    assert job.status == FAILED
+    disk = await centre.entity(DISK, disk_id)
+    assert disk is not None
+    assert disk.status == "ILLEGAL"
+    [event] = await centre.events(job, "DISK_ILLEGAL")
+    assert disk_id in event.message
+    await assert_all_over(centre, [job])
+
+
+async def test_a_removal_of_a_disk_survives_its_coordinator(centre: DataCentre) -> None:
+    [disk_id] = await centre.furnish("vm-crash", disks=1)
+    await centre.program("host-1", {"verb": "deleteImage", "work_ms": 500})
+    job = await centre.client.run_command("RemoveDisk", {"disk_id": disk_id})
+    await centre.stack.kill(centre.stack.coordinators[0])
+    assert_all_finished([await centre.ended(job)])
+    assert await centre.entity(DISK, disk_id) is None
+    assert (await centre.effects(disk_id))["deleteImage"] == 1
 
 
 @pytest.mark.rule("semantics §5: refusal names the holder's job and reason")

@@ -123,6 +123,7 @@ class CommandType:
     description: str
     categories: tuple[str, ...]
     monitored: bool
+    by_entity: bool
     doc: str
     adapter: TypeAdapter[Any]
     fields: tuple[str, ...]
@@ -197,11 +198,13 @@ def command(
     description: str = "",
     categories: Iterable[str] = (),
     monitored: bool = True,
+    by_entity: bool = False,
 ) -> Callable[[C], C]:
     """Registers a command class under a name.
 
     `version` is that of its parameters; `cancel` what CancelJob does; `description` a template (see
-    `CommandType.describe`); `monitored=False` keeps its jobs out of lists unless asked for.
+    `CommandType.describe`); `monitored=False` keeps its jobs out of lists unless asked for. `by_entity` says how a flow
+    whose root it is coordinates: its children are inlined into its plan instead of having rows of their own.
     """
 
     def register(cls: C) -> C:
@@ -218,6 +221,7 @@ def command(
             description=description or name,
             categories=tuple(categories),
             monitored=monitored,
+            by_entity=by_entity,
             doc=doc,
             adapter=TypeAdapter(checked),
             fields=tuple(each.name for each in fields(checked)),

@@ -7,7 +7,13 @@ from coordinator.rows import Cancel, LockKey
 from coordinator.world import Refused, World
 
 
-@command("RemoveDisk", cancel=Cancel.FINISH_FORWARD, description="Removing disk ${disk}", categories=["storage"])
+@command(
+    "RemoveDisk",
+    cancel=Cancel.FINISH_FORWARD,
+    description="Removing disk ${disk}",
+    categories=["storage"],
+    by_entity=True,
+)
 class RemoveDisk(Command):
     """Removes a disk with its image, and takes it from its VM."""
 

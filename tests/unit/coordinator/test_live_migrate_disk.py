@@ -119,7 +119,7 @@ def work_through(flow: Scenario, *, crash: str = "", lost: bool = False, failing
     raise AssertionError("it does not end")
 
 
-@pytest.mark.rule("semantics §7: LiveMigrateDisk: the last stage ends the job")
+@pytest.mark.rule("semantics §7: LiveMigrateDisk (serial): ends: the last stage")
 def test_the_stages_follow_one_another_and_the_disk_ends_up_on_the_destination() -> None:
     flow = a_migration()
     work_through(flow)

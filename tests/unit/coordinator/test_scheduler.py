@@ -15,8 +15,6 @@ def a_host(host_id: str, state: str = "UP", status: str = "OK") -> Entity:
 
 HOSTS = [a_host("h-1"), a_host("h-2"), a_host("h-3")]
 
-pytestmark = pytest.mark.rule("issue 4: a small scheduler picks hosts (UP, least loaded, not excluded)")
-
 
 def test_the_least_loaded_host_is_picked() -> None:
     assert pick_host(HOSTS, {"h-1": 2, "h-2": 1, "h-3": 3}) == "h-2"
