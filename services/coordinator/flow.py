@@ -40,6 +40,7 @@ What can go wrong, and what is done:
 | another refusal | the first commit: the submitter is told, nothing was stored. Later: the same again, with pauses |
 | validate refuses, execute raises | root: stored as a FAILED job; child: its node fails |
 | an end method raises | counted durably, then again after a pause, at last FAILED |
+| a plan does not go well | `after_failure` may name another one instead of it, or one that cleans up; else it failed |
 | a task is lost | its step is UNKNOWN, what is above fails |
 | a crash, at any point | the rows say what was intended; taking them up asks for it again under the same ids |
 """
