@@ -39,7 +39,7 @@ from coordinator.cancellation import Cancellation
 from coordinator.compensation import Compensation
 from coordinator.nodes import WORK, LiveCommand, Node, Outcome, build, span_id_of
 from coordinator.outbox import Outbox
-from coordinator.plan import Change, Child, Plan, Serially
+from coordinator.plan import Change, Child, Inlined, Plan, Serially
 from coordinator.planjson import attempt_from_json, attempt_to_json
 from coordinator.planrunner import PlanRunner, seen_from_above
 from coordinator.rows import (
@@ -324,11 +324,7 @@ class CommandRunner:
             self._turn.decide(self._give_up, command, failures.never_came_back(row))
 
     def _run_end(self, command: LiveCommand) -> None:
-        parts = tuple(
-            (node.plan.inlined, node.outcome is Outcome.OK)
-            for node in command.inlined
-            if isinstance(node.plan, Serially) and node.plan.inlined and node.outcome is not Outcome.SKIPPED
-        )
+        parts = _parts_of(command) if command.inlined else ()
         self._think(ev.RunEnd(command.row.command_id, command.outcome is Outcome.OK, parts))
 
     def end_again(self, command_id: str) -> None:
@@ -412,6 +408,15 @@ def _outcome_of_work(command: LiveCommand, root: Node) -> Outcome:
     """What the end of a plan means for its command. The root's is shown by EXECUTION, which is never UNKNOWN."""
     outcome = seen_from_above(root)
     return Outcome.FAILED if outcome is Outcome.UNKNOWN and command.node is None else outcome
+
+
+def _parts_of(command: LiveCommand) -> tuple[tuple[Inlined, bool], ...]:
+    """The inlined children that began, in order, and whether they went well."""
+    return tuple(
+        (node.plan.inlined, node.outcome is Outcome.OK)
+        for node in command.inlined
+        if isinstance(node.plan, Serially) and node.plan.inlined and node.outcome is not Outcome.SKIPPED
+    )
 
 
 def _child_row(node: Node, command_id: str, plan: Child) -> Command:
