@@ -38,10 +38,6 @@ class Clears:
         if self._queue and self._sender is None:
             self._sender = self._around.background.start(self._send(), f"clears of host {self._link.host_id}")
 
-    def drop(self) -> None:
-        """There is no such host any more."""
-        self._queue.clear()
-
     async def _send(self) -> None:
         pauses = Backoff(self._around.rng, longest=5.0)
         while self._queue:
@@ -62,7 +58,7 @@ class Clears:
         try:
             response = await self._link.ask(self._link.stub.ClearTasks, request)
         except HostAway:
-            return []
+            return list(task_ids) if self._link.is_unknown() else []  # there is no such host any more: nothing is left
         except WaybillError as refusal:
             log.warning("the host clears nothing", host_id=self._link.host_id, reason=refusal.reason)
             return []

@@ -180,7 +180,6 @@ class Host:
     def removed(self) -> None:
         """The store does not name the host any more. What it took is asked about where it was last."""
         self.link.lose_address()
-        self.clears.drop()
 
     def forget(self, task_id: str) -> None:
         """Nobody waits for the task or call any more."""

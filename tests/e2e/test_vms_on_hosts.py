@@ -306,9 +306,14 @@ async def test_a_host_that_cannot_be_added(centre: DataCentre, verb: str, left: 
         assert "no power" in job.error.message
         entity = await centre.entity(HOST, host_id)
         assert (entity.status if entity else "") == left
+        await centre.until(lambda: is_cleared(centre, job))
         await assert_all_over(centre, [])
     finally:
         await host.stop()
+
+
+async def is_cleared(centre: DataCentre, job: Job) -> bool:
+    return all(task.cleared for task in await centre.host_tasks(job))
 
 
 # --- disks -----------------------------------------------------------------------------------------------------------

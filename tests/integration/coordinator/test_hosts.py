@@ -618,6 +618,28 @@ async def test_clears_wait_for_as_long_as_the_host_is_away(
     assert told.cleared == ["t1"]
 
 
+async def test_what_is_left_on_a_host_that_is_no_more_is_cleared_where_it_was_last(
+    hosts: Hosts, host: ScriptedHost, told: Told
+) -> None:
+    async with host.serve() as server:
+        hosts.learn(an_entity(server.address))
+        hosts.learn(an_entity("", version=0))
+        hosts.clear("h1", ["t1"])
+        await until(lambda: told.cleared == ["t1"])
+    assert host.cleared == [["t1"]]
+
+
+@pytest.mark.rule("semantics §2: an unknown id counts as cleared.")
+async def test_a_host_that_is_no_more_and_not_reached_has_nothing_left(
+    hosts: Hosts, told: Told, clock: ManualClock
+) -> None:
+    hosts.learn(an_entity("127.0.0.1:9"))
+    hosts.learn(an_entity("", version=0))
+    hosts.clear("h1", ["t1"])
+    await pass_time(clock, lambda: told.cleared, step=UNKNOWN_HOST_SECONDS / 4)
+    assert told.cleared == ["t1"]
+
+
 @pytest.mark.usefixtures("server")
 async def test_a_task_that_outlived_its_flow_is_stopped_and_then_cleared(
     hosts: Hosts, host: ScriptedHost, told: Told, clock: ManualClock
