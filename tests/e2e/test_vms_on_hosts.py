@@ -267,6 +267,23 @@ async def test_a_host_alone_in_maintenance_shows_itself(centre: DataCentre) -> N
     await activate(centre, "host-1")
 
 
+@pytest.mark.rule("semantics §2: Every flow goes on, in whichever coordinator claims it")
+async def test_a_maintenance_goes_on_when_its_coordinator_was_killed(centre: DataCentre) -> None:
+    await start(centre, "vm-e1", "host-2")
+    await centre.program("host-2", {"verb": "migrateVm", "work_ms": 300}, {"verb": "enterMaintenance", "work_ms": 300})
+    on_2 = await vms_on(centre, "host-2")
+    job = await centre.client.run_command("MaintenanceNumberOfVds", {"host_ids": ["host-2"]})
+    planned = await centre.client.get_job(job.job_id)
+    assert len(steps_of(planned, "MIGRATE_VM")) == len(on_2)  # shown before they are over
+    await centre.stack.kill(centre.stack.coordinators[0])
+    job = await centre.ended(job)
+    assert_all_finished([job])
+    assert await host_status(centre, "host-2") == ("MAINTENANCE", "MAINTENANCE")
+    assert await vms_on(centre, "host-2") == []
+    await assert_all_over(centre, [job])
+    await activate(centre, "host-2")
+
+
 # --- new hosts -------------------------------------------------------------------------------------------------------
 
 
