@@ -14,7 +14,7 @@ from tests.integration.conftest import RunningJobstore
 from chassis.clock import SystemClock, Uuid7Ids
 from chassis.context import CallContext
 from chassis.errors import WaybillError
-from chassis.tracing import Context
+from chassis.spans import Context
 from coordinator.externals import Externals
 from jobstore.externaljobs import ExternalJobs, beating_pool
 from jobstore.heartbeats import Listener
