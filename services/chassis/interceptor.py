@@ -30,6 +30,7 @@ from chassis import context, errors, logs
 from chassis.clock import Ids, Uuid7Ids
 from chassis.context import ANONYMOUS, CallContext
 from chassis.errors import WaybillError
+from chassis.principal import PrincipalOf, as_said
 
 CORRELATION_KEY: Final = "x-correlation-id"
 USER_KEY: Final = "x-waybill-user"
@@ -77,12 +78,17 @@ class Interceptor(grpc.aio.ServerInterceptor):
         ids: Ids | None = None,
         observers: Sequence[Observer] = (),
         limits: Mapping[str, int] | None = None,
+        principal_of: PrincipalOf = as_said,
     ) -> None:
-        """`limits`: the most bytes of a request, by service name; the others have the transport's own."""
+        """`limits`: the most bytes of a request, by service name; the others have the transport's own.
+
+        `principal_of` tells who calls.
+        """
         _GRPC_LOG.addFilter(_is_no_complaint_about_encoding)
         self._ids = ids or Uuid7Ids()
         self._observers = tuple(observers)
         self._limits = limits or {}
+        self._principal_of = principal_of
         self._wrapped: dict[str, Any] = {}
 
     async def intercept_service(self, continuation: Any, handler_call_details: Any) -> Any:
@@ -103,20 +109,39 @@ class Interceptor(grpc.aio.ServerInterceptor):
 
     def _wrap(self, method: str, handler: Any) -> Any:
         limit = self._limits.get(method.split("/")[1]) if method.count("/") == 2 else None
-        return _Method(method, handler, self._ids, self._observers, limit).handler()
+        return _Method(method, handler, self._ids, self._observers, limit, self._principal_of).handler()
 
 
 class _Method:
     """One method with everything around it."""
 
-    __slots__ = ("_handler", "_ids", "_inner", "_limit", "_name", "_names_action", "_observers", "_parse")
+    __slots__ = (
+        "_handler",
+        "_ids",
+        "_inner",
+        "_limit",
+        "_name",
+        "_names_action",
+        "_observers",
+        "_parse",
+        "_principal_of",
+    )
 
-    def __init__(self, name: str, handler: Any, ids: Ids, observers: tuple[Observer, ...], limit: int | None) -> None:
+    def __init__(
+        self,
+        name: str,
+        handler: Any,
+        ids: Ids,
+        observers: tuple[Observer, ...],
+        limit: int | None,
+        principal_of: PrincipalOf,
+    ) -> None:
         self._name = name
         self._handler = handler
         self._ids = ids
         self._observers = observers
         self._limit = limit
+        self._principal_of = principal_of
         self._parse = handler.request_deserializer
         self._inner = handler.unary_unary or handler.unary_stream or handler.stream_unary or handler.stream_stream
         self._names_action: bool | None = None  # None until the first request shows its type
@@ -134,7 +159,7 @@ class _Method:
 
     async def _unary(self, data: Any, rpc: _Rpc) -> bytes:
         metadata = rpc.invocation_metadata() or ()
-        request, caller, problem = self._receive(data, metadata)
+        request, caller, problem = self._receive(data, metadata, rpc)
         ended = self._observe(rpc, metadata, caller) if self._observers else None
         try:
             if problem is not None:
@@ -153,7 +178,7 @@ class _Method:
 
     async def _stream(self, data: Any, rpc: _Rpc) -> None:
         metadata = rpc.invocation_metadata() or ()
-        request, caller, problem = self._receive(data, metadata)
+        request, caller, problem = self._receive(data, metadata, rpc)
         ended = self._observe(rpc, metadata, caller) if self._observers else None
         try:
             await rpc.send_initial_metadata(_echo(caller))
@@ -169,11 +194,14 @@ class _Method:
         if ended is not None:
             ended(None)
 
-    def _receive(self, data: Any, metadata: _Metadata) -> tuple[Any, CallContext, WaybillError | None]:
+    def _receive(self, data: Any, metadata: _Metadata, rpc: _Rpc) -> tuple[Any, CallContext, WaybillError | None]:
         """Returns the request, who sent it, and why it is refused, if it is; enters the caller's context."""
         caller, request, problem = _NOBODY, data, None
         try:
-            caller = _caller(metadata)
+            correlation_id, said = _said(metadata)
+            caller = CallContext(correlation_id, ANONYMOUS)
+            if (principal := self._principal_of(said, rpc)) != ANONYMOUS:
+                caller = CallContext(correlation_id, principal)
             if not self._handler.request_streaming:
                 request = self._parsed(data)
                 caller = self._named_by_request(request, caller)
@@ -269,9 +297,9 @@ def _echo(caller: CallContext) -> _Echo:
     return ((CORRELATION_KEY, caller.correlation_id),)
 
 
-def _caller(metadata: _Metadata) -> CallContext:
-    """Reads who calls out of the metadata; without a correlation id there, it is empty for now."""
-    correlation_id, user = "", ANONYMOUS
+def _said(metadata: _Metadata) -> tuple[str, str]:
+    """Returns the correlation id that the metadata names, and who the caller says that he is; empty if they do not."""
+    correlation_id, user = "", ""
     for key, value in metadata:
         if key == CORRELATION_KEY:
             if correlation_id and value != correlation_id:
@@ -280,7 +308,7 @@ def _caller(metadata: _Metadata) -> CallContext:
             _check_correlation_id(correlation_id)
         elif key == USER_KEY:
             user = _checked_user(str(value))
-    return CallContext(correlation_id, user)
+    return correlation_id, user
 
 
 def _check_correlation_id(text: str) -> None:

@@ -29,6 +29,7 @@ from chassis.health import SERVICE_NAME as HEALTH
 from chassis.health import Health
 from chassis.interceptor import Interceptor, Observer
 from chassis.lifetime import Lifetime
+from chassis.principal import principal_on
 
 FAILED: Final = 1
 """The exit code of a process that ended because it could not go on."""
@@ -121,7 +122,7 @@ class Server:
 
     def _interceptor(self) -> Interceptor:
         limits = {mount.name: mount.max_message_mib * MIB for mount in self._mounts}
-        return Interceptor(observers=self._observers, limits=limits)
+        return Interceptor(observers=self._observers, limits=limits, principal_of=principal_on(self._listen))
 
     def _add_standard_services(self) -> None:
         health_pb2_grpc.add_HealthServicer_to_server(self._health, self._grpc)

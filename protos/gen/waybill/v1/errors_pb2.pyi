@@ -142,6 +142,10 @@ class _ReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_Reason.ValueTy
     """An external job was not heard of for its heartbeat_seconds; code DEADLINE_EXCEEDED."""
     REASON_STEP_OF_COMMAND: _Reason.ValueType  # 145
     """FAILED_PRECONDITION: the step of the external job shows a command, and ends with it."""
+    REASON_PERMISSION_DENIED: _Reason.ValueType  # 160
+    """PERMISSION_DENIED: the policy does not let the caller do this to what he may see."""
+    REASON_USER_NOT_TRUSTED: _Reason.ValueType  # 161
+    """UNAUTHENTICATED: `x-waybill-user` comes from another machine, and nothing proves it."""
 
 class Reason(_Reason, metaclass=_ReasonEnumTypeWrapper):
     """Why a call was refused or a piece of work failed, for programs to decide on.
@@ -271,4 +275,8 @@ REASON_HEARTBEAT_MISSED: Reason.ValueType  # 144
 """An external job was not heard of for its heartbeat_seconds; code DEADLINE_EXCEEDED."""
 REASON_STEP_OF_COMMAND: Reason.ValueType  # 145
 """FAILED_PRECONDITION: the step of the external job shows a command, and ends with it."""
+REASON_PERMISSION_DENIED: Reason.ValueType  # 160
+"""PERMISSION_DENIED: the policy does not let the caller do this to what he may see."""
+REASON_USER_NOT_TRUSTED: Reason.ValueType  # 161
+"""UNAUTHENTICATED: `x-waybill-user` comes from another machine, and nothing proves it."""
 Global___Reason: _TypeAlias = Reason  # noqa: Y015
