@@ -11,6 +11,8 @@ from chassis.background import Background
 from chassis.channels import open_channel
 from chassis.clock import SystemClock, Uuid7Ids
 from chassis.metrics import open_metrics
+from chassis.policy import load as load_policy
+from chassis.principal import warn_if_open
 from chassis.server import Mount, end_process, run, serve
 from chassis.settings import load
 from chassis.tracing import open_tracing
@@ -20,6 +22,7 @@ from coordinator.engine import Engine, going_down
 from coordinator.hosts import Hosts
 from coordinator.journal import Journal
 from coordinator.monitor import Monitor
+from coordinator.permissions import PermittedCoordinator
 from coordinator.recovery import Lease, Recovery
 from coordinator.service import CoordinatorService
 from coordinator.settings import Settings
@@ -32,6 +35,8 @@ JOURNAL_MESSAGE_MIB = 64  # one commit of a flow with thousands of children
 async def main(settings: Settings) -> None:
     """Serves until the process is asked to end or its lease is lost."""
     logs.configure("coordinator", level=settings.log_level)
+    policy = load_policy(settings.policy_file)
+    warn_if_open(policy, settings.listen, "COORDINATOR_POLICY_FILE")
     clock, ids, rng = SystemClock(), Uuid7Ids(), random.Random()
     coordinator_id = ids.new()
     registry = Registry.load()
@@ -79,7 +84,8 @@ async def main(settings: Settings) -> None:
         )
         metrics.add(engine.metrics, journal.metrics, hosts.metrics, lease.metrics)
         background.start(coordinate(journal, engine, lease, monitor, recovery, ready), "coordinate")
-        service = CoordinatorService(engine, registry, store, ids)
+        parts = (engine, registry, store, ids)
+        service = CoordinatorService(*parts) if policy.is_open else PermittedCoordinator(policy, *parts)
         mount = Mount("waybill.v1.Coordinator", service, coordinator_pb2_grpc.add_CoordinatorServicer_to_server)
         await serve(
             settings.listen,

@@ -210,6 +210,11 @@ class Journal:
         asked = jobstore_pb2.RequestFlowRequest(request=request, job_id=job_id)
         return (await self._ask(self._stub.RequestFlow, asked)).revision
 
+    async def read_job(self, *, job_id: str = "", step_id: str = "") -> jobs_pb2.Job:
+        """Returns a job without steps, by its id or a step's, also to whom it is not to be shown."""
+        key = {"step_id": step_id} if step_id else {"job_id": job_id}
+        return (await self._ask(self._stub.ReadJob, jobstore_pb2.ReadJobRequest(**key))).job
+
     async def report_external(self, report: jobstore_pb2.ReportExternalRequest) -> jobstore_pb2.ReportExternalResponse:
         """Passes on a report about an external job; returns what it is about, as it is then."""
         return await self._ask(self._stub.ReportExternal, report)

@@ -87,12 +87,7 @@ class CoordinatorService(coordinator_pb2_grpc.CoordinatorServicer):
 
     async def _cancel_elsewhere(self, job_id: str, user: str, reason: str) -> jobs_pb2.Job:
         """The flow is another coordinator's, or over, or there is none."""
-        try:
-            job = await self._jobs.GetJob(
-                jobstore_pb2.GetJobRequest(job_id=job_id, view=jobs_pb2.JOB_VIEW_BASIC), timeout=READ_SECONDS
-            )
-        except grpc.aio.AioRpcError as error:
-            raise WaybillError.from_rpc_error(error) from error
+        job = await self._engine.journal.read_job(job_id=job_id)
         if not job.flow_command_id:
             raise failed_precondition("NOT_CANCELABLE", f"job {job_id} is external: only its own system can stop it")
         if job.HasField("end_time"):

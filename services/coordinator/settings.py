@@ -16,4 +16,5 @@ class Settings(ServiceSettings, env_prefix="COORDINATOR_"):
     )
     poll_seconds: float = Field(10.0, gt=0, description="how often hosts are asked for their tasks beneath the streams")
     lease_seconds: float = Field(3.0, gt=0.1, description="silence after which this coordinator's flows may be taken")
+    policy_file: str = Field("", description="TOML file of who may do what; empty: everything is for everybody")
     log_level: str = Field("INFO", pattern="^(DEBUG|INFO|WARNING|ERROR)$", description="least severity that is logged")

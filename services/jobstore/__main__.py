@@ -8,6 +8,8 @@ import sys
 from chassis import logs
 from chassis.clock import SystemClock, Uuid7Ids
 from chassis.metrics import open_metrics
+from chassis.policy import load as load_policy
+from chassis.principal import warn_if_open
 from chassis.server import Mount, run, serve
 from chassis.settings import load
 from chassis.tracing import open_tracing
@@ -24,6 +26,7 @@ from jobstore.journal import Journal
 from jobstore.leases import Leases, lease_pool
 from jobstore.metrics import DatabaseTallies, PoolTallies
 from jobstore.migrate import migrate_database
+from jobstore.permissions import PermittedReads
 from jobstore.postgres import database
 from jobstore.postmaster import DatabaseError
 from jobstore.queries import Queries
@@ -41,6 +44,8 @@ CANNOT_USE_DATABASE = 4
 async def main(settings: Settings) -> None:
     """Serves until the process is asked to end."""
     logs.configure("jobstore", level=settings.log_level)
+    policy = load_policy(settings.policy_file)
+    warn_if_open(policy, settings.listen, "JOBSTORE_POLICY_FILE")
     clock, ids, rng = SystemClock(), Uuid7Ids(), random.Random()
     postgres = DatabaseTallies()
     async with (
@@ -60,7 +65,8 @@ async def main(settings: Settings) -> None:
         ):
             metrics.add(postgres, PoolTallies(pool), journal.metrics, feed.metrics, sweeper.metrics)
             entities = Entities(pool, journal)
-            reads = JobStoreService(Queries(pool), Audit(pool), feed, Consistency(pool), entities, sweeper)
+            parts = (Queries(pool), Audit(pool), feed, Consistency(pool), entities, sweeper)
+            reads = JobStoreService(*parts) if policy.is_open else PermittedReads(policy, *parts)
             leases, flows = Leases(leasing, journal, ids), Flows(pool, journal)
             external_jobs = ExternalJobs(beating, journal, ids)
             writes = JournalService(journal, leases, flows, entities, feed, external_jobs)

@@ -18,7 +18,7 @@ from jobstore.journal import Journal
 from jobstore.messages import Row, entity_message, flow_request_message, timestamp
 from jobstore.parts import Turn
 from jobstore.snapshots import Connection, Pool, borrowed, snapshot
-from waybill.v1 import jobstore_pb2
+from waybill.v1 import jobs_pb2, jobstore_pb2
 
 MOST_LOADED: Final = 100
 MOST_TASKS: Final = 1_000
@@ -30,6 +30,10 @@ _ROOTS: Final = """
 _JOBS: Final = f"""
     SELECT {messages.JOB_COLUMNS}, job.request_hash, job.cancel_requested_by FROM job
     WHERE job.job_id = ANY ($1::text[])
+"""
+_ONE_JOB: Final = f"SELECT {messages.JOB_COLUMNS} FROM job WHERE job.job_id = $1"
+_JOB_OF_STEP: Final = f"""
+    SELECT {messages.JOB_COLUMNS} FROM job WHERE job.job_id = (SELECT step.job_id FROM step WHERE step.step_id = $1)
 """
 _STEPS: Final = f"SELECT {messages.STEP_COLUMNS}, step.weight FROM step WHERE step.job_id = ANY ($1::text[])"
 _COMMANDS: Final = f"""
@@ -89,6 +93,17 @@ class Flows:
             roots = {row["command_id"]: row for row in await connection.fetch(_ROOTS, flow_command_ids)}
             tables = await _read_tables(connection, list(roots), [row["job_id"] for row in roots.values()])
         return [_flow(roots[flow], tables) for flow in dict.fromkeys(flow_command_ids) if flow in roots]
+
+    async def job(self, *, job_id: str = "", step_id: str = "") -> jobs_pb2.Job:
+        """Returns a job without its steps, by its id or a step's; raises JOB_NOT_FOUND or STEP_NOT_FOUND."""
+        key = step_id or job_id
+        async with borrowed(self._pool) as connection:
+            row = await connection.fetchrow(_JOB_OF_STEP if step_id else _ONE_JOB, key)
+        if row is None:
+            if step_id:
+                raise not_found("STEP_NOT_FOUND", f"there is no step {key}", step_id=key)
+            raise not_found("JOB_NOT_FOUND", f"there is no job {key}", job_id=key)
+        return messages.job_message(row)
 
     async def uncleared_tasks(self, host_id: str, limit: int) -> list[str]:
         """Returns ids of tasks and calls of ended flows that a host may still know, oldest first."""

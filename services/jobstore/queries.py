@@ -7,7 +7,7 @@ messages (`messages.py`).
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from datetime import datetime
 from itertools import groupby
 
@@ -57,6 +57,14 @@ class Queries:
         """Returns the job of a command of its flow; raises JOB_NOT_FOUND."""
         of_command = "job.job_id = (SELECT command.job_id FROM command WHERE command.command_id = $1)"
         return await self._one_job(of_command, command_id, tree=tree)
+
+    async def get_jobs(self, job_ids: Collection[str]) -> list[jobs_pb2.Job]:
+        """Returns those of the jobs that exist, without steps, in no order."""
+        if not job_ids:
+            return []
+        async with borrowed(self._pool) as connection:
+            rows = await connection.fetch(f"SELECT {JOB_COLUMNS} FROM job WHERE job.job_id = ANY ($1)", list(job_ids))
+        return [job_message(row) for row in rows]
 
     async def _one_job(self, condition: str, key: str, *, tree: bool) -> jobs_pb2.Job:
         async with (snapshot if tree else borrowed)(self._pool) as connection:

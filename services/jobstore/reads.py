@@ -27,7 +27,7 @@ from jobstore.deletion import Actor
 from jobstore.entities import Entities
 from jobstore.feed import DEFAULT_BOOKMARK_SECONDS, Feed
 from jobstore.fields import FILTERED, filter_field_message
-from jobstore.filter import entity_filter, event_filter, job_filter
+from jobstore.filter import Filter, entity_filter, event_filter, job_filter
 from jobstore.paging import Paging
 from jobstore.queries import Queries
 from jobstore.sweeper import Sweeper
@@ -58,6 +58,10 @@ class JobStoreService(jobstore_pb2_grpc.JobStoreServicer):
         self._entities = entities
         self._sweeper = sweeper
 
+    def _job_filter(self, text: str) -> Filter:
+        """Returns which jobs are asked for: the seam for who may see which (`permissions.py`)."""
+        return job_filter(text)
+
     # --- jobs ------------------------------------------------------------------------------------------------------
 
     async def GetJob(self, request: jobstore_pb2.GetJobRequest, rpc: _Rpc) -> jobs_pb2.Job:
@@ -71,7 +75,7 @@ class JobStoreService(jobstore_pb2_grpc.JobStoreServicer):
 
     async def ListJobs(self, request: jobstore_pb2.ListJobsRequest, rpc: _Rpc) -> jobstore_pb2.ListJobsResponse:
         page = await self._queries.list_jobs(
-            job_filter(request.filter),
+            self._job_filter(request.filter),
             Paging(request, int, str),
             oldest_first=checked_order(request.order_by),
             tree=checked_view(request.view, default=BASIC),
@@ -86,14 +90,14 @@ class JobStoreService(jobstore_pb2_grpc.JobStoreServicer):
             checked_time("since_time", request.since_time) if by_time else request.since_revision,
             request.store_epoch,
             Paging.size_of(request),
-            job_filter(request.filter),
+            self._job_filter(request.filter),
         )
 
     def WatchJobs(  # an iterator of messages that are serialised already, which the chassis takes as well
         self, request: jobstore_pb2.WatchJobsRequest, rpc: _Rpc
     ) -> AsyncIterator[jobstore_pb2.WatchJobsResponse]:
         messages = self._feed.watch_jobs(
-            job_filter(request.filter),
+            self._job_filter(request.filter),
             resume_revision=request.resume_revision,
             store_epoch=request.store_epoch,
             tree=checked_view(request.view, default=BASIC),

@@ -104,6 +104,12 @@ class JournalService(jobstore_pb2_grpc.JournalServicer):
         revision = await self._flows.leave_request(request.request, request.job_id)
         return jobstore_pb2.RequestFlowResponse(revision=revision)
 
+    async def ReadJob(self, request: jobstore_pb2.ReadJobRequest, context: Rpc) -> jobstore_pb2.ReadJobResponse:
+        if request.WhichOneof("key") is None:
+            raise invalid_field("job_id", "job_id or step_id must be given")
+        job = await self._flows.job(job_id=request.job_id, step_id=request.step_id)
+        return jobstore_pb2.ReadJobResponse(job=job)
+
     async def ReportExternal(
         self, request: jobstore_pb2.ReportExternalRequest, context: Rpc
     ) -> jobstore_pb2.ReportExternalResponse:

@@ -42,6 +42,7 @@ class Settings(ServiceSettings, env_prefix="JOBSTORE_"):
     data_dir: Path = Field(
         default_factory=_default_data_dir, description="Folder of the embedded database; one jobstore owns it."
     )
+    policy_file: str = Field("", description="TOML file of who may see what; empty: everything is for everybody.")
     finished_ttl_seconds: float = Field(
         86_400, ge=-1, description="How long jobs that ended FINISHED are kept; -1: for ever. Default: a day."
     )

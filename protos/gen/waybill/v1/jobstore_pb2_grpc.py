@@ -940,6 +940,11 @@ class JournalStub(object):
                 request_serializer=waybill_dot_v1_dot_jobstore__pb2.RequestFlowRequest.SerializeToString,
                 response_deserializer=waybill_dot_v1_dot_jobstore__pb2.RequestFlowResponse.FromString,
                 _registered_method=True)
+        self.ReadJob = channel.unary_unary(
+                '/waybill.v1.Journal/ReadJob',
+                request_serializer=waybill_dot_v1_dot_jobstore__pb2.ReadJobRequest.SerializeToString,
+                response_deserializer=waybill_dot_v1_dot_jobstore__pb2.ReadJobResponse.FromString,
+                _registered_method=True)
         self.ReportExternal = channel.unary_unary(
                 '/waybill.v1.Journal/ReportExternal',
                 request_serializer=waybill_dot_v1_dot_jobstore__pb2.ReportExternalRequest.SerializeToString,
@@ -1025,6 +1030,14 @@ class JournalServicer(object):
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def ReadJob(self, request, context):
+        """One job, without steps, by its id or a step's, whoever asks on whose behalf: it is for coordinators to decide who may
+        do what to it. NOT_FOUND JOB_NOT_FOUND or STEP_NOT_FOUND.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def ReportExternal(self, request, context):
         """Takes a report about an external job: decided and written in one transaction, under no coordinator's lease. May be
         repeated with the same ids. Codes as of the Coordinator's calls.
@@ -1085,6 +1098,11 @@ def add_JournalServicer_to_server(servicer, server):
                     servicer.RequestFlow,
                     request_deserializer=waybill_dot_v1_dot_jobstore__pb2.RequestFlowRequest.FromString,
                     response_serializer=waybill_dot_v1_dot_jobstore__pb2.RequestFlowResponse.SerializeToString,
+            ),
+            'ReadJob': grpc.unary_unary_rpc_method_handler(
+                    servicer.ReadJob,
+                    request_deserializer=waybill_dot_v1_dot_jobstore__pb2.ReadJobRequest.FromString,
+                    response_serializer=waybill_dot_v1_dot_jobstore__pb2.ReadJobResponse.SerializeToString,
             ),
             'ReportExternal': grpc.unary_unary_rpc_method_handler(
                     servicer.ReportExternal,
@@ -1366,6 +1384,33 @@ class Journal(object):
             '/waybill.v1.Journal/RequestFlow',
             waybill_dot_v1_dot_jobstore__pb2.RequestFlowRequest.SerializeToString,
             waybill_dot_v1_dot_jobstore__pb2.RequestFlowResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ReadJob(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/waybill.v1.Journal/ReadJob',
+            waybill_dot_v1_dot_jobstore__pb2.ReadJobRequest.SerializeToString,
+            waybill_dot_v1_dot_jobstore__pb2.ReadJobResponse.FromString,
             options,
             channel_credentials,
             insecure,

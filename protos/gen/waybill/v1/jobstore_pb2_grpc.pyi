@@ -295,6 +295,10 @@ class JournalStub:
     """Tasks of ended flows that a host may still know."""
     RequestFlow: _aio.UnaryUnaryMultiCallable[_jobstore_pb2.RequestFlowRequest, _jobstore_pb2.RequestFlowResponse]
     """Leaves an intent for the coordinator that owns a flow (cancel and so on); answers when it is stored."""
+    ReadJob: _aio.UnaryUnaryMultiCallable[_jobstore_pb2.ReadJobRequest, _jobstore_pb2.ReadJobResponse]
+    """One job, without steps, by its id or a step's, whoever asks on whose behalf: it is for coordinators to decide who may
+    do what to it. NOT_FOUND JOB_NOT_FOUND or STEP_NOT_FOUND.
+    """
     ReportExternal: _aio.UnaryUnaryMultiCallable[_jobstore_pb2.ReportExternalRequest, _jobstore_pb2.ReportExternalResponse]
     """Takes a report about an external job: decided and written in one transaction, under no coordinator's lease. May be
     repeated with the same ids. Codes as of the Coordinator's calls.
@@ -388,6 +392,16 @@ class JournalServicer(metaclass=_abc_1.ABCMeta):
         context: _aio.ServicerContext[_jobstore_pb2.RequestFlowRequest, _abc.Awaitable[_jobstore_pb2.RequestFlowResponse]],
     ) -> _abc.Awaitable[_jobstore_pb2.RequestFlowResponse]:
         """Leaves an intent for the coordinator that owns a flow (cancel and so on); answers when it is stored."""
+
+    @_abc_1.abstractmethod
+    def ReadJob(
+        self,
+        request: _jobstore_pb2.ReadJobRequest,
+        context: _aio.ServicerContext[_jobstore_pb2.ReadJobRequest, _abc.Awaitable[_jobstore_pb2.ReadJobResponse]],
+    ) -> _abc.Awaitable[_jobstore_pb2.ReadJobResponse]:
+        """One job, without steps, by its id or a step's, whoever asks on whose behalf: it is for coordinators to decide who may
+        do what to it. NOT_FOUND JOB_NOT_FOUND or STEP_NOT_FOUND.
+        """
 
     @_abc_1.abstractmethod
     def ReportExternal(
