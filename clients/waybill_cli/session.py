@@ -36,6 +36,8 @@ _REMEDIES = {
     "TASKS_NOT_CLEARED": "`waybill jobs tasks {job_id}` shows them; delete it when {host_ids} has answered",
     "JOB_DELETED": "its job {job_id} has ended and was deleted; another request id runs the command again",
     "NOT_CANCELABLE": "`waybill commands describe TYPE` says what cancelling does",
+    "PERMISSION_DENIED": "whoever keeps the services' policy file can grant it",
+    "USER_NOT_TRUSTED": "leave out --user and WAYBILL_USER: the call is then anonymous",
     "STEPS_OPEN": "end them first, or end the job with --failed REASON or --force",
     "LOCKED": "wait for the job that holds it: `waybill jobs watch {job_id}`",
 }

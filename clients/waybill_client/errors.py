@@ -87,6 +87,14 @@ class NotFound(WaybillError):
     """No such job, step, entity or command type."""
 
 
+class PermissionDenied(WaybillError):
+    """It is not for this user to do; somebody would have to grant it."""
+
+
+class Unauthenticated(WaybillError):
+    """The service does not believe who calls."""
+
+
 class AlreadyExists(WaybillError):
     """The id is taken by something else."""
 
@@ -124,6 +132,8 @@ _CODES: dict[int, grpc.StatusCode] = {code.value[0]: code for code in grpc.Statu
 _CLASSES: dict[grpc.StatusCode, type[WaybillError]] = {
     grpc.StatusCode.INVALID_ARGUMENT: InvalidArgument,
     grpc.StatusCode.NOT_FOUND: NotFound,
+    grpc.StatusCode.PERMISSION_DENIED: PermissionDenied,
+    grpc.StatusCode.UNAUTHENTICATED: Unauthenticated,
     grpc.StatusCode.ALREADY_EXISTS: AlreadyExists,
     grpc.StatusCode.FAILED_PRECONDITION: FailedPrecondition,
     grpc.StatusCode.ABORTED: Aborted,

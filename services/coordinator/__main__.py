@@ -22,11 +22,13 @@ from coordinator.engine import Engine, going_down
 from coordinator.hosts import Hosts
 from coordinator.journal import Journal
 from coordinator.monitor import Monitor
-from coordinator.permissions import PermittedCoordinator
+from coordinator.permissions import PermittedCoordinator, unknown_commands
 from coordinator.recovery import Lease, Recovery
 from coordinator.service import CoordinatorService
 from coordinator.settings import Settings
 from waybill.v1 import coordinator_pb2_grpc, jobstore_pb2_grpc
+
+log = logs.get_logger(__name__)
 
 DRAIN_SECONDS = 2.0  # for what hosts have forgotten and reported to be written, too
 JOURNAL_MESSAGE_MIB = 64  # one commit of a flow with thousands of children
@@ -40,6 +42,8 @@ async def main(settings: Settings) -> None:
     clock, ids, rng = SystemClock(), Uuid7Ids(), random.Random()
     coordinator_id = ids.new()
     registry = Registry.load()
+    if unknown := unknown_commands(policy, registry):
+        log.warning("the policy file names commands that are not here", commands=unknown)
     ready = asyncio.Event()
     async with (
         open_metrics(settings.metrics_listen, clock) as metrics,

@@ -189,6 +189,15 @@ class PermittedCoordinator(CoordinatorService):
         return await super().HeartbeatExternalJob(request, rpc)
 
 
+def unknown_commands(policy: Policy, registry: Registry) -> list[str]:
+    """Returns the command types and categories that a policy names and nothing here has: misspelt, or gone."""
+    types = {kind.name for kind in registry} | {EXTERNAL, "*"}
+    categories = {category for kind in registry for category in kind.categories}
+    grants = [grant for grants in policy.roles.values() for grant in grants]
+    unknown = {name for grant in grants for name in grant.command_types - types}
+    return sorted(unknown | {f"category:{name}" for grant in grants for name in grant.categories - categories})
+
+
 _WORDS: Final = {
     CANCEL: "stop or change",
     FORCE: "end by force",

@@ -5,7 +5,8 @@ condition (`permitted.py`); what else is listed (tasks, locks, events, violation
 page by page, by the jobs that it is of. What is of no job, an event about a host say, is for those who may see
 everything. Entities are for everybody to read; whoever declares them needs to be let.
 
-Where there is no policy this is not used, and costs nothing.
+Where there is no policy this is not used, and costs nothing. The Journal is for coordinators, which ask for nobody in
+particular and see everything: until processes prove who they are, the network has to keep others from it.
 """
 
 from __future__ import annotations
