@@ -175,6 +175,31 @@ class TestUser:
         assert (refusal.reason, refusal.violations[0][0]) == ("REQUEST_INVALID", "x-waybill-user")
 
 
+class TestUserFromElsewhere:
+    """On a server that others can reach, too."""
+
+    @pytest.fixture
+    async def open_stub(self, jobstore: ScriptedJobStore) -> AsyncIterator[Any]:
+        async with a_server(jobstore, listen="0.0.0.0:0") as server:
+            address = f"127.0.0.1:{server.address.rpartition(':')[2]}"
+            async with grpc.aio.insecure_channel(address) as channel:
+                yield jobstore_pb2_grpc.JobStoreStub(channel)
+
+    async def test_a_caller_on_this_machine_is_believed(self, open_stub: Any) -> None:
+        assert (await open_stub.GetJob(a_request(), metadata=(("x-waybill-user", "joe"),))).owner == "joe"
+
+    async def test_one_elsewhere_is_not_and_is_told_so_under_his_correlation_id(
+        self, open_stub: Any, jobstore: ScriptedJobStore, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr("chassis.principal.is_near", lambda peer: False)
+        call = open_stub.GetJob(a_request(), metadata=(("x-waybill-user", "joe"), ("x-correlation-id", "order-7")))
+        refusal = await refusal_of(call)
+        assert (refusal.code, refusal.reason) == (grpc.StatusCode.UNAUTHENTICATED, "USER_NOT_TRUSTED")
+        assert await echo_of(call) == "order-7"
+        assert jobstore.callers == []
+        assert (await open_stub.GetJob(a_request())).owner == "anonymous"
+
+
 class TestErrors:
     async def test_an_error_arrives_with_exactly_one_error_info(
         self, plain_stub: Any, jobstore: ScriptedJobStore
