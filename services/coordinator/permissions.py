@@ -24,14 +24,12 @@ from typing import Any, Final
 import grpc
 
 from chassis import context
-from chassis.clock import Ids
 from chassis.errors import WaybillError, not_found
 from chassis.policy import CANCEL, CLEAR, EXTERNAL, FORCE, RUN, SEE, Policy, Thing, denied
 from coordinator import submissions, wire
 from coordinator.commands.base import CommandType, Registry
-from coordinator.engine import Engine
 from coordinator.service import MAX_COMMANDS, CoordinatorService
-from waybill.v1 import coordinator_pb2, jobs_pb2, jobstore_pb2_grpc
+from waybill.v1 import coordinator_pb2, jobs_pb2
 
 _Rpc = grpc.aio.ServicerContext[Any, Any]
 
@@ -41,15 +39,9 @@ _TOGETHER: Final = (coordinator_pb2.MULTIPLE_POLICY_ALL_OR_NOTHING, coordinator_
 class PermittedCoordinator(CoordinatorService):
     """The service that callers see, under a policy."""
 
-    def __init__(
-        self,
-        policy: Policy,
-        engine: Engine,
-        registry: Registry,
-        jobs: jobstore_pb2_grpc.JobStoreStub,
-        ids: Ids,
-    ) -> None:
-        super().__init__(engine, registry, jobs, ids)
+    def __init__(self, policy: Policy, *parts: Any) -> None:
+        """`parts` are those of the service without a policy."""
+        super().__init__(*parts)
         self._policy = policy
 
     # --- commands ----------------------------------------------------------------------------------------------------

@@ -19,14 +19,10 @@ import grpc
 from chassis import context
 from chassis.errors import not_found
 from chassis.policy import CLEAR, DECLARE, SEE, Policy, Scope, denied
-from jobstore.audit import Audit
 from jobstore.checks import checked_id
-from jobstore.consistency import Consistency
-from jobstore.entities import Entities
-from jobstore.feed import Feed
 from jobstore.filter import Filter
 from jobstore.permitted import entity_of, thing_of, within
-from jobstore.queries import Queries, no_job
+from jobstore.queries import no_job
 from jobstore.reads import JobStoreService
 from waybill.v1 import jobs_pb2, jobstore_pb2
 
@@ -41,10 +37,9 @@ A = TypeVar("A", jobstore_pb2.ListHostTasksResponse, jobstore_pb2.ListLocksRespo
 class PermittedReads(JobStoreService):
     """The service that readers see, under a policy."""
 
-    def __init__(
-        self, policy: Policy, queries: Queries, audit: Audit, feed: Feed, consistency: Consistency, entities: Entities
-    ) -> None:
-        super().__init__(queries, audit, feed, consistency, entities)
+    def __init__(self, policy: Policy, *parts: Any) -> None:
+        """`parts` are those of the service without a policy."""
+        super().__init__(*parts)
         self._policy = policy
 
     # --- jobs ------------------------------------------------------------------------------------------------------

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import pytest
@@ -166,6 +167,16 @@ def test_a_file_that_is_configured_and_cannot_be_used_ends_the_process(
         load(str(file))
     assert end.value.code == 2
     assert str(file) in capsys.readouterr().err
+
+
+def test_the_policy_that_the_documentation_shows_is_one() -> None:
+    page = (Path(__file__).parents[3] / "docs" / "permissions.md").read_text()
+    [shown] = re.findall(r"```toml\n(.*?)```", page, re.DOTALL)
+    policy = read(shown)
+    assert policy.scope("root", "force").is_boundless
+    assert policy.scope("ann", "cancel").holds(Thing("StopVm", ["vm"], "bob", ["VM/dev-1"]))
+    assert not policy.scope("ann", "cancel").holds(Thing("StopVm", ["vm"], "bob", ["VM/prod-1"]))
+    assert all(f"`{action}`" in page for action in ACTIONS)
 
 
 NAMES = st.sampled_from(["a", "b", "c"])
