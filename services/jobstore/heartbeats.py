@@ -15,7 +15,7 @@ before is forgotten when the database was away, and when no coordinator was ther
 have moved).
 
 A look is due when the first of them could be silent, and now and then, for jobs that other jobstores have begun; where
-nobody wants to be listened to, that is a statement a minute.
+nobody wants to be listened to, that is a statement every ten minutes.
 """
 
 from __future__ import annotations
@@ -33,8 +33,8 @@ from chassis.errors import WaybillError
 from jobstore.externaljobs import ExternalJobs
 from jobstore.snapshots import Pool, borrowed
 
-LOOK_SECONDS: Final = 60.0
-"""How long a job that another jobstore has begun may go unseen."""
+LOOK_SECONDS: Final = 600.0
+"""How long a job that another jobstore has begun may go unseen, should that one die."""
 RETRY_SECONDS: Final = 1.0
 LEAST_SECONDS: Final = 0.2
 """Between two looks."""
