@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import AsyncIterator
-from typing import Any
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import suppress
+from typing import Any, TypeVar
 
 import pytest
 import pytest_asyncio
@@ -14,7 +15,9 @@ from typer.testing import CliRunner, Result
 
 from waybill.v1.jobs_pb2 import JobView
 from waybill_cli.__main__ import app
-from waybill_client import FailedPrecondition, NotFound, WaybillError, where
+from waybill_client import DeadlineExceeded, FailedPrecondition, NotFound, Unavailable, WaybillError, where
+
+Answer = TypeVar("Answer")
 
 pytestmark = [pytest.mark.asyncio(loop_scope="module"), pytest.mark.timeout(180)]
 
@@ -40,6 +43,37 @@ async def test_a_job_goes_on_through_the_death_of_everybody(centre: DataCentre) 
     ended = await client.end_external_job(job.job_id)
     assert (ended.status, ended.progress) == (FINISHED, 100)
     assert await client.check_consistency() == []
+
+
+@pytest.mark.rule("semantics §4: Written by compare-and-set")
+async def test_reports_that_are_repeated_while_everybody_dies_take_effect_once(centre: DataCentre) -> None:
+    client = centre.client
+    job = await client.add_external_job("Many steps")
+
+    async def report(number: int) -> None:
+        name = f"step {number}"
+        step = await _until_taken(lambda: client.add_external_step(job.job_id, name, request_id=name))
+        await _until_taken(lambda: client.end_external_step(step.step_id))
+
+    async def kill() -> None:
+        for process in (*centre.stack.jobstores, *centre.stack.coordinators):
+            await centre.stack.kill(process)
+
+    await asyncio.gather(*map(report, range(10)), kill(), *map(report, range(10, 20)))
+    ended = await _until_taken(lambda: client.end_external_job(job.job_id))
+    tree = await client.get_job(job.job_id)
+    assert (ended.status, len(tree.steps)) == (FINISHED, 20)
+    assert sorted(step.number for step in tree.steps) == list(range(20))
+    assert {step.status for step in tree.steps} == {FINISHED}
+    assert await client.check_consistency() == []
+
+
+async def _until_taken(call: Callable[[], Awaitable[Answer]]) -> Answer:
+    """Repeats a report until somebody has answered it."""
+    async with asyncio.timeout(60):
+        while True:
+            with suppress(Unavailable, DeadlineExceeded):
+                return await call()
 
 
 async def test_it_is_listed_watched_and_told_of_like_any_job(centre: DataCentre) -> None:
@@ -166,7 +200,7 @@ class TestAttachedCommands:
         await centre.client.end_external_job(over.job_id)
         ours = await centre.run("AddDisk", {"disk_id": "d-6", "size_mb": 1, "host_id": "host-1"})
         parameters = {"disk_id": "d-7", "size_mb": 1, "host_id": "host-1"}
-        await centre.until_rest()  # the clearing of its task is stored, too
+        await centre.until_rest()
         before = await centre.stored()
         for job_id, reason in (
             (over.job_id, "JOB_ENDED"),
