@@ -3,8 +3,8 @@ it is read off a message, and whether it may have another value tomorrow.
 
 Published by kind of thing: `JOBS`, `EVENTS`, `ENTITIES`. The list that people see is made of these (ListFilterFields).
 
-A field has one value, none, or, if `within` is set, any number of them. A comparison holds if any of the values
-fulfils it; what has no value fulfils nothing.
+A field has one value, none, or, if it stands `among` others, any number of them. A comparison holds if any of the
+values fulfils it; what has no value fulfils nothing.
 """
 
 from __future__ import annotations
@@ -61,21 +61,31 @@ class Changes(IntEnum):
 
 
 @dataclass(frozen=True)
+class Among:
+    """A place in SQL where a job has many values of a field."""
+
+    column: str
+    """One of them."""
+    sql: str
+    """What stands around a condition (`{}`) on one of them."""
+
+
+@dataclass(frozen=True)
 class Field:
     """A published field."""
 
     name: str
     kind: Kind = field(compare=False)
     column: str = field(compare=False)
-    """Its value in SQL; of one that has many, one of them."""
+    """Its value in SQL; empty if it has many."""
     about: str = field(compare=False)
     """What it is, for people."""
     get: Callable[[Seen], Any] | None = field(default=None, compare=False)
     """Its value in a message, None if it has none; of one that has many, all. None: nobody watches this kind of
     thing."""
     changes: Changes = field(default=Changes.NEVER, compare=False)
-    within: str = field(default="", compare=False)
-    """Of one that has many values: the SQL around a condition (`{}`) on one of them."""
+    among: tuple[Among, ...] = field(default=(), compare=False)
+    """Where it has many values; empty: it has one at most."""
     alias: str = field(default="", compare=False)
     """Another name for it."""
 
@@ -143,6 +153,9 @@ def _hosts(seen: Seen) -> set[str]:
     return subjects.union(seen.hosts)
 
 
+_SUBJECTS: Final = "SELECT FROM job_subject_entity AS subject WHERE subject.job_id = job.job_id"
+_TASKS: Final = "SELECT FROM host_task WHERE host_task.job_id = job.job_id AND host_task.host_id <> ''"
+
 JOBS: Final = Published(
     Field("job_id", Uuid(), "job.job_id", "Id of the job.", lambda seen: seen.job.job_id),
     Field(
@@ -164,10 +177,10 @@ JOBS: Final = Published(
     Field(
         "category",
         Text(),
-        "category",
+        "",
         "Any category of its command's type.",
         lambda seen: seen.job.categories,
-        within="EXISTS (SELECT FROM unnest(job.categories) AS category WHERE {})",
+        among=(Among("category", "EXISTS (SELECT FROM unnest(job.categories) AS category WHERE {})"),),
     ),
     Field("owner", Text(), "job.owner", "Who asked for it.", lambda seen: seen.job.owner),
     Field(
@@ -180,26 +193,22 @@ JOBS: Final = Published(
     Field(
         "entity",
         EntityName(),
-        "subject",
+        "",
         "Any entity that it is about.",
         lambda seen: [(ENTITY_TYPE_NAME[each.entity_type], each.entity_id) for each in seen.job.subjects],
-        within="EXISTS (SELECT FROM job_subject_entity AS subject WHERE subject.job_id = job.job_id AND {})",
+        among=(Among("subject", f"EXISTS ({_SUBJECTS} AND {{}})"),),
     ),
     Field(
         "host",
         Text(),
-        "host.host_id",
+        "",
         "Any host that it is about, or on which it has begun something.",
         _hosts,
         Changes.ANY_TIME,
-        within="""EXISTS (
-            SELECT FROM (
-                SELECT host_task.host_id FROM host_task WHERE host_task.job_id = job.job_id AND host_task.host_id <> ''
-              UNION ALL
-                SELECT subject.entity_id FROM job_subject_entity AS subject
-                WHERE subject.job_id = job.job_id AND subject.entity_type = 'HOST'
-            ) AS host (host_id) WHERE {}
-        )""",
+        among=(
+            Among("host_task.host_id", f"EXISTS ({_TASKS} AND {{}})"),
+            Among("subject.entity_id", f"EXISTS ({_SUBJECTS} AND subject.entity_type = 'HOST' AND {{}})"),
+        ),
     ),
     Field("create_time", Time(), "job.create_time", "When it was stored.", _time("create_time")),
     Field(
@@ -322,5 +331,5 @@ def filter_field_message(field: Field) -> jobstore_pb2.FilterField:
         values=field.kind.names if isinstance(field.kind, Choice) else [],
         operators=field.kind.operators,
         changing=field.changes is not Changes.NEVER,
-        repeated=bool(field.within),
+        repeated=bool(field.among),
     )

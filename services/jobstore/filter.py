@@ -21,12 +21,15 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from enum import Enum, auto
 from functools import cached_property
-from typing import Protocol
+from typing import Final, Protocol
 
 from jobstore import grammar
 from jobstore.fields import ENTITIES, EVENTS, JOBS, Changes, Field, Published, Seen
 from jobstore.grammar import Literal, Presence, Restriction, Said, Word, refused
 from jobstore.kinds import Bindings, Relation, Test, Value
+
+MOST_AMONG: Final = 20
+"""Comparisons of fields that have many values: each one is a table to join."""
 
 
 class Verdict(Enum):
@@ -80,21 +83,26 @@ class Comparison:
         if leave_out_changing:
             return "NULL" if self.field.changes else f"({self.sql(bind)}) IS TRUE"
         field, kind = self.field, self.field.kind
-        if self.negated and not field.within:
+        if self.negated and not field.among:
             opposite = kind.opposite(field.column, self.relation, self.value, bind)
             if opposite is not None:
                 return opposite
-        condition = kind.sql(field.column, self.relation, self.value, bind)
-        if field.within:
-            condition = field.within.replace("{}", condition)
+        condition = self._among(bind) if field.among else kind.sql(field.column, self.relation, self.value, bind)
         return f"({condition}) IS NOT TRUE" if self.negated else condition
+
+    def _among(self, bind: Bindings) -> str:
+        places = [
+            place.sql.replace("{}", self.field.kind.sql(place.column, self.relation, self.value, bind))
+            for place in self.field.among
+        ]
+        return f"({' OR '.join(places)})" if len(places) > 1 else places[0]
 
     def truth(self, seen: Seen, *, leave_out_changing: bool = False) -> bool | None:
         if leave_out_changing and self.field.changes:
             return None
         assert self.field.get is not None
         found = self.field.get(seen)
-        if self.field.within:
+        if self.field.among:
             return any(map(self._test, found)) is not self.negated
         return (found is not None and self._test(found)) is not self.negated
 
@@ -238,7 +246,10 @@ def entity_filter(text: str) -> Filter:
 
 
 def _read(text: str, published: Published) -> Filter:
-    return Filter(_typed(grammar.parse(text), published, negated=False))
+    read = Filter(_typed(grammar.parse(text), published, negated=False))
+    if sum(bool(each.field.among) for each in read.tree.comparisons()) > MOST_AMONG:
+        raise refused(None, f"has more than {MOST_AMONG} terms over fields that have many values each")
+    return read
 
 
 def _typed(said: Said, published: Published, *, negated: bool) -> Node:

@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import asyncio
+import signal
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import aclosing, contextmanager
 from datetime import UTC, datetime, timedelta
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 import asyncpg
 import pytest
 from tests.integration.conftest import RunningJobstore
 from tests.integration.jobstore.flow import COORDINATOR, Flow, a_flow, hashed, request
+from tests.integration.jobstore.processes import a_jobstore, await_listening, end
 from tests.integration.jobstore.replay import Replay, assert_same, table
 from tests.integration.jobstore.scribe import Scribe
 
@@ -312,6 +315,64 @@ async def test_a_database_that_is_away_is_swept_when_it_is_back(
         await connection.execute("ALTER TABLE hidden RENAME TO job")
         await pass_time(clock, sweeper, "swept")
     assert await left(connection) == set()
+
+
+@pytest.mark.rule("semantics §4: a sweeper removes the job, its steps, commands, cleared tasks and events whole")
+async def test_a_jobstore_that_is_killed_while_it_sweeps_leaves_whole_jobs_and_another_one_goes_on(
+    past: Past, scribe: Scribe, database_url: str, connection: Connection, tmp_path: Path
+) -> None:
+    await past.job(2 * DAY)
+    await many_like_it(connection, 3_000)
+    settings = {"JOBSTORE_FINISHED_TTL_SECONDS": "0", "JOBSTORE_SWEEP_SECONDS": "1"}
+    with a_jobstore(tmp_path, database_url=database_url, settings=settings) as process:
+        await until(lambda: connection.fetchval("SELECT count(*) FROM tombstone"))
+        process.send_signal(signal.SIGKILL)
+        process.wait()
+    assert await halves(connection) == []
+    assert 0 < await connection.fetchval("SELECT count(*) FROM job") < 3_001, "in the middle"
+    with a_jobstore(tmp_path, database_url=database_url, settings=settings) as process:
+        await until(lambda: connection.fetchval("SELECT NOT EXISTS (SELECT FROM job)"))
+        await asyncio.to_thread(await_listening, process)
+        await asyncio.to_thread(end, process)
+    assert await connection.fetchval("SELECT count(*) FROM tombstone") == 3_001
+    assert await rows_of(connection, "") == {}
+
+
+async def many_like_it(connection: Connection, count: int) -> None:
+    """Copies the only job there is."""
+    for name, ids in [
+        ("job", {"flow_command_id": "f"}),
+        ("command", {"command_id": "f", "flow_command_id": "f"}),
+        ("step", {"step_id": "s"}),
+        ("event", {"event_id": "e"}),
+    ]:
+        keys = {"job_id": "j"} | ids
+        others = await connection.fetchval(
+            "SELECT string_agg(quote_ident(column_name), ', ') FROM information_schema.columns "
+            "WHERE table_name = $1 AND column_name <> ALL ($2)",
+            name,
+            list(keys),
+        )
+        values = ", ".join(f"'{prefix}-' || n" for prefix in keys.values())
+        roots = "AND parent_command_id = ''" if name == "command" else ""
+        await connection.execute(
+            f"INSERT INTO {name} ({', '.join(keys)}, {others}) SELECT {values}, {others} "
+            f"FROM {name}, generate_series(1, {count}) AS n WHERE job_id <> '' {roots}"
+        )
+
+
+async def halves(connection: Connection) -> list[str]:
+    """Rows of jobs that are gone, and gone jobs without a tombstone."""
+    of_no_job = [
+        name
+        for name in ["step", "command", "host_task", "event"]
+        if await connection.fetchval(
+            f"SELECT count(*) FROM {name} WHERE job_id <> '' AND job_id NOT IN (SELECT job_id FROM job)"
+        )
+    ]
+    both = await connection.fetchval("SELECT count(*) FROM tombstone JOIN job USING (job_id)")
+    parts = await connection.fetchval("SELECT count(*) FROM job WHERE job_id NOT IN (SELECT job_id FROM step)")
+    return [*of_no_job, *(["tombstone"] if both else []), *(["job"] if parts else [])]
 
 
 # --- tombstones ----------------------------------------------------------------------------------------------------

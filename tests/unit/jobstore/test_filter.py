@@ -13,7 +13,7 @@ from google.rpc import status_pb2
 
 from chassis.errors import WaybillError, failed_precondition, for_the_wire
 from jobstore.fields import ENTITIES, EVENTS, FILTERED, JOBS, Changes, filter_field_message
-from jobstore.filter import Filter, Verdict, entity_filter, event_filter, job_filter
+from jobstore.filter import MOST_AMONG, Filter, Verdict, entity_filter, event_filter, job_filter
 from jobstore.grammar import MAX_DEPTH, MAX_TERMS
 from jobstore.kinds import Bindings, Pattern
 from waybill.v1 import jobs_pb2
@@ -132,7 +132,7 @@ def test_values_are_bound_and_never_part_of_the_text() -> None:
     text = " AND ".join(f'{field}:"{evil}"' for field in fields)
     condition, values = sql(job_filter(f'{text} AND "{evil}*" AND entity:"VM/{evil}" AND visible = true'))
     assert "DROP" not in condition
-    assert sum("DROP" in str(value) or "drop" in str(value) for value in values) == len(fields) + 2
+    assert sum("DROP" in str(value) or "drop" in str(value) for value in values) == len(fields) + 3  # host: two places
 
 
 def test_an_empty_filter_of_jobs_is_all_visible_ones() -> None:
@@ -364,6 +364,7 @@ def test_only_an_equality_that_must_hold_demands_one_value() -> None:
         ("owner = " + "(" * (MAX_DEPTH + 1) + "a", "nested deeper than 16"),
         ("a " * (MAX_TERMS + 1), f"at character {2 * MAX_TERMS + 1}: has more than 100 terms"),
         (f"owner = ({'a OR ' * MAX_TERMS} b)", "has more than 100 terms"),
+        (f"host:({'a OR ' * MOST_AMONG} b)", "at the end: has more than 20 terms over fields that have many values"),
     ],
 )
 def test_a_bad_filter_is_refused_with_the_place_and_what_would_be_right(text: str, says: str) -> None:

@@ -127,7 +127,7 @@ class CoordinatorServicer(object):
 
         May be repeated with the same request_id: same body, same job. INVALID_ARGUMENT: a field is malformed (named in
         BadRequest), nothing is stored. NOT_FOUND: unknown command type. ALREADY_EXISTS: request id used with another
-        body. UNAVAILABLE: the store cannot be reached; send the same request_id again. What `validate` or a lock refuses
+        body (REQUEST_ID_REUSED), or for a job that was deleted not long ago (JOB_DELETED). UNAVAILABLE: the store cannot be reached; send the same request_id again. What `validate` or a lock refuses
         is not an error of the call: it is a stored job that FAILED in VALIDATION.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)

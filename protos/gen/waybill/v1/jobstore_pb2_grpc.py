@@ -45,9 +45,9 @@ class JobStoreStub(object):
     Operators are =, !=, <, <=, >, >= (numbers, times, durations) and `:`, which is `=`, but in prose looks for a part, in
     small or capital letters; `field:*` and `has(field)` ask that there is a value. A field with many values fulfils what
     one of them fulfils; what has no value fulfils nothing, so `NOT end_time > "..."` is true of what has not ended, and
-    so is `!=`. In quotes a backslash takes away the meaning of the next character. At most 4,000 characters, 100 terms,
-    parentheses 16 deep. What does not fit is INVALID_ARGUMENT FILTER_INVALID: the violation says where and what was
-    expected there; metadata `position`, from 1, absent at the end.
+    so is `!=`. In quotes a backslash takes away the meaning of the next character. At most 4,000 characters, 100 terms
+    (20 of them over category, entity and host), parentheses 16 deep. What does not fit is INVALID_ARGUMENT
+    FILTER_INVALID: the violation says where and what was expected there; metadata `position`, from 1, absent at the end.
     """
 
     def __init__(self, channel):
@@ -162,9 +162,9 @@ class JobStoreServicer(object):
     Operators are =, !=, <, <=, >, >= (numbers, times, durations) and `:`, which is `=`, but in prose looks for a part, in
     small or capital letters; `field:*` and `has(field)` ask that there is a value. A field with many values fulfils what
     one of them fulfils; what has no value fulfils nothing, so `NOT end_time > "..."` is true of what has not ended, and
-    so is `!=`. In quotes a backslash takes away the meaning of the next character. At most 4,000 characters, 100 terms,
-    parentheses 16 deep. What does not fit is INVALID_ARGUMENT FILTER_INVALID: the violation says where and what was
-    expected there; metadata `position`, from 1, absent at the end.
+    so is `!=`. In quotes a backslash takes away the meaning of the next character. At most 4,000 characters, 100 terms
+    (20 of them over category, entity and host), parentheses 16 deep. What does not fit is INVALID_ARGUMENT
+    FILTER_INVALID: the violation says where and what was expected there; metadata `position`, from 1, absent at the end.
     """
 
     def GetJob(self, request, context):
@@ -412,9 +412,9 @@ class JobStore(object):
     Operators are =, !=, <, <=, >, >= (numbers, times, durations) and `:`, which is `=`, but in prose looks for a part, in
     small or capital letters; `field:*` and `has(field)` ask that there is a value. A field with many values fulfils what
     one of them fulfils; what has no value fulfils nothing, so `NOT end_time > "..."` is true of what has not ended, and
-    so is `!=`. In quotes a backslash takes away the meaning of the next character. At most 4,000 characters, 100 terms,
-    parentheses 16 deep. What does not fit is INVALID_ARGUMENT FILTER_INVALID: the violation says where and what was
-    expected there; metadata `position`, from 1, absent at the end.
+    so is `!=`. In quotes a backslash takes away the meaning of the next character. At most 4,000 characters, 100 terms
+    (20 of them over category, entity and host), parentheses 16 deep. What does not fit is INVALID_ARGUMENT
+    FILTER_INVALID: the violation says where and what was expected there; metadata `position`, from 1, absent at the end.
     """
 
     @staticmethod
