@@ -1,10 +1,12 @@
-"""`waybill demo`: the whole of Waybill in a minute, on a fresh machine, checked against what it should have done.
+"""`waybill demo`: the whole of Waybill in two minutes, on a fresh machine, checked against what it should have done.
 
     1  everything is started, with a data folder of its own; the data centre of demo.yaml is loaded
     2  VM `web`: four AddDisk, RunVm, StopVm, RemoveVm; all of it FINISHED, nothing left on the hosts
     3  VM `mail`: the same, but one host is told to fail one deletion: exactly that step and the job FAILED, that disk
        ILLEGAL with an event, the other three disks and the VM gone
-    4  the audit: consistent, no lock, nothing that a host still remembers; everything is stopped
+    4  VMs `shop` and `build` run on one host: shop's disk is moved to the other one, stage by stage, while shop writes
+       to it; then their host goes to maintenance, which migrates both, and comes back
+    5  the audit: consistent, no lock, nothing that a host still remembers; everything is stopped
 
 What is expected is written next to what is done (`self.expect`), is listed at the end, and decides the exit code.
 """
@@ -51,7 +53,7 @@ def demo(
     ] = None,
     work_ms: Annotated[int, typer.Option(help="How long a task works on a host, in milliseconds.")] = 1500,
 ) -> None:
-    """Shows all of it: starts everything, removes two VMs with four disks each, checks the outcome, stops everything.
+    """Shows all of it: starts everything, removes VMs with their disks, empties a host live, checks, stops everything.
 
     Exit code 0 if everything went as it should, also what should fail; else 1.
     """
@@ -97,6 +99,7 @@ async def _show_all(folder: Path, work_ms: int) -> Exit:
         await scenes.load_data_centre({host.name: host.address for host in stack.hosts})
         await scenes.remove_a_vm_with_four_disks()
         await scenes.remove_a_vm_with_one_deletion_failing()
+        await scenes.empty_a_host()
         await scenes.audit()
     _title("What was expected")
     return Exit.OK if scenes.expect.conclude() else Exit.JOB_FAILED
@@ -149,9 +152,32 @@ class Demo:
         await self.expect.correlation_id(removed, correlation_id)
         await self._show_events(removed)
 
+    async def empty_a_host(self) -> None:
+        """VMs `shop` and `build`: a disk and then a whole host is taken from under them while they run."""
+        _title("4  VMs shop and build: their host goes to maintenance, and they notice nothing")
+        correlation_id = f"demo-shop-{uuid4().hex[:8]}"
+        (disk,) = await self._add_disks("vm-shop", correlation_id)
+        placed = [{"vm_id": vm_id, "host_id": "host-1"} for vm_id in ("vm-shop", "vm-build")]
+        for ran in await self._run_together("RunVm", placed, correlation_id):
+            self.expect.status(ran, "FINISHED")
+        destination = {"disk_id": disk, "destination_host_id": "host-2"}
+        moved = await self._run("LiveMigrateDisk", destination, correlation_id)
+        self.expect.status(moved, "FINISHED")
+        await self.expect.whereabouts(disk, {"host-1": "GONE", "host-2": "LEGAL"})
+        emptied = await self._run("MaintenanceNumberOfVds", {"host_ids": ["host-1"]}, correlation_id)
+        self.expect.status(emptied, "FINISHED")
+        for vm_id in ("vm-shop", "vm-build"):
+            await self.expect.observed(_VM, vm_id, "UP", "host-2")
+        await self.expect.observed(_HOST, "host-1", "MAINTENANCE")
+        back = await self._run("ActivateVds", {"host_id": "host-1"}, correlation_id)
+        self.expect.status(back, "FINISHED")
+        await self.expect.observed(_HOST, "host-1", "UP")
+        await self.expect.correlation_id(emptied, correlation_id)
+        await self._show_events(emptied)
+
     async def audit(self) -> None:
         """What must be so after anything."""
-        _title("4  The audit")
+        _title("5  The audit")
         await self.expect.consistency()
         await self.expect.cleared_hosts()
 
@@ -164,15 +190,22 @@ class Demo:
 
     async def _live_and_die(self, vm_id: str, correlation_id: str) -> list[str]:
         """Gives a VM its disks, runs it and stops it; the ids of its disks."""
+        disks = await self._add_disks(vm_id, correlation_id)
+        ran = await self._run("RunVm", {"vm_id": vm_id}, correlation_id)
+        stopped = await self._run("StopVm", {"vm_id": vm_id}, correlation_id)
+        for job in (ran, stopped):
+            self.expect.status(job, "FINISHED")
+        return disks
+
+    async def _add_disks(self, vm_id: str, correlation_id: str) -> list[str]:
+        """Gives a VM its disks; their ids."""
         disks = [
             entity
             for entity in self._data_centre
             if entity.entity_type == _DISK and plain(entity.declared)["vm_id"] == vm_id
         ]
         added = await self._run_together("AddDisk", [_disk_parameters(disk) for disk in disks], correlation_id)
-        ran = await self._run("RunVm", {"vm_id": vm_id}, correlation_id)
-        stopped = await self._run("StopVm", {"vm_id": vm_id}, correlation_id)
-        for job in (*added, ran, stopped):
+        for job in added:
             self.expect.status(job, "FINISHED")
         return [disk.entity_id for disk in disks]
 
@@ -186,7 +219,7 @@ class Demo:
         """Runs commands at once and shows them to their ends."""
         out.print(f"\n[dim]correlation id {correlation_id}[/dim]")
         for each in parameters:
-            assignments = [f"{name}={value}" for name, value in each.items()]
+            assignments = [f"{name}={_written(value)}" for name, value in each.items()]
             out.print(f"[bold]waybill run {escape(join([command_type, *assignments]))}[/bold]", soft_wrap=True)
         requests = [command_request(command_type, each, correlation_id=correlation_id) for each in parameters]
         answers = await self._client.run_multiple_commands(requests)
@@ -230,6 +263,11 @@ class Demo:
 
 def _disk_parameters(disk: Entity) -> dict[str, Any]:
     return {"disk_id": disk.entity_id, "name": disk.name, **plain(disk.declared)}
+
+
+def _written(value: Any) -> str:
+    """As `waybill run` reads it."""
+    return ",".join(value) if isinstance(value, list) else str(value)
 
 
 def _title(text: str) -> None:

@@ -64,6 +64,24 @@ class Expectations:
         counted = ", ".join(f"{verb} {count}×" for verb, count in effects.items())
         self._note(f"volume {volume_id} is {state}; real effects: {counted}", seen, [(state, effects)])
 
+    async def whereabouts(self, volume_id: str, wanted: Mapping[str, str]) -> None:
+        """The hosts have, or had, the volume, each in this state."""
+        seen = {
+            host_id: thing.state
+            for host_id, agent in self._agents.items()
+            for thing in (await agent.get_host()).objects
+            if (thing.kind, thing.object_id) == ("volume", volume_id)
+        }
+        where = ", ".join(f"{state} on {host_id}" for host_id, state in wanted.items())
+        self._note(f"volume {volume_id} is {where}", seen, wanted)
+
+    async def observed(self, entity_type: EntityType.ValueType, entity_id: str, state: str, host_id: str = "") -> None:
+        """Hosts have reported it to be so; `host_id`: there, if it matters."""
+        seen = (await self._client.get_entity(entity_type, entity_id)).observed
+        where = f" on {host_id}" if host_id else ""
+        wanted = (state, host_id or seen.host_id)
+        self._note(f"{entity_word(entity_type)} {entity_id} is {state}{where}", (seen.state, seen.host_id), wanted)
+
     async def illegal(self, disk_id: str, job: Job) -> None:
         """The disk is ILLEGAL, and one event of the job tells of it."""
         disk = await self._client.get_entity(EntityType.ENTITY_TYPE_DISK, disk_id)

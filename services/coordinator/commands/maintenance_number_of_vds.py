@@ -39,7 +39,7 @@ class MaintenanceNumberOfVds(Command):
         prepare = concurrently(
             (change(host, status=PREPARING) for host in hosts),
             step="PREPARE_FOR_MAINTENANCE",
-            description=f"Preparing {len(hosts)} hosts for maintenance",
+            description=f"Preparing {', '.join(host.title for host in hosts[:5])} for maintenance",
             subjects=tuple(host.ref for host in hosts),
         )
         branches = concurrently(
