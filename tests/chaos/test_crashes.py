@@ -31,6 +31,9 @@ async def kill(stack: Stack, victim: str, rng: random.Random) -> None:
     await stack.kill(rng.choice(kinds[victim]))
 
 
+@pytest.mark.rule("semantics §2: Success reported with less done than declared must be impossible")
+@pytest.mark.rule("semantics §8: It must be empty after anything")
+@pytest.mark.rule("semantics §2: Jobs are never deleted or hidden by a restart")
 @pytest.mark.timeout(60 + 20 * CRASHES)
 @pytest.mark.parametrize("victim", ["coordinator", "jobstore", "hostagent", "postgres"])
 async def test_killed_at_any_moment_every_job_finishes_and_nothing_is_done_twice(victim: str, tmp_path: Path) -> None:

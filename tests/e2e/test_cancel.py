@@ -70,6 +70,7 @@ async def test_a_second_cancel_is_no_error_and_stops_nothing_twice(centre: DataC
     assert refused.value.reason == "JOB_ENDED"
 
 
+@pytest.mark.rule("semantics §6: An entity named by a node that had begun and is not known to be rolled back becomes")
 async def test_a_roll_back_that_fails_leaves_an_illegal_disk(centre: DataCentre) -> None:
     rule = {"verb": "createVolume", "match": {"volume_id": "disk-c"}, "outcome": "fail_dirty", "work_ms": 300}
     await centre.program("host-1", rule)
@@ -103,6 +104,7 @@ async def test_a_deadline_that_has_passed_already_lets_nothing_begin(centre: Dat
     await assert_all_over(centre, [job])
 
 
+@pytest.mark.rule("semantics §8: Racing with completion → the one terminal transition decides")
 async def test_against_completion_one_of_the_two_wins_whole(centre: DataCentre) -> None:
     await centre.program("host-1", {"verb": "createVolume", "work_ms": 60})
     jobs = [await centre.client.run_command("AddDisk", _disk(f"race-{number}")) for number in range(16)]

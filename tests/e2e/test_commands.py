@@ -35,6 +35,9 @@ CORRELATION_ID = re.compile("[0-9A-Za-z_-]{1,50}")
 # --- the commands that ship ------------------------------------------------------------------------------------------
 
 
+@pytest.mark.rule("semantics §7: `RunVm`: V; X → START_VM; ends: VM up")
+@pytest.mark.rule("semantics §7: `StopVm`: V; X → STOP_VM; ends: call, then VM seen down")
+@pytest.mark.rule("semantics §2: Entities have observed fields, written only from what hosts report, ordered by")
 async def test_a_started_vm_is_seen_up_and_a_stopped_one_down(centre: DataCentre) -> None:
     await centre.declare_vm("vm-up", host_id="host-2")
     started = await centre.run("RunVm", {"vm_id": "vm-up"})
@@ -52,6 +55,7 @@ async def test_a_started_vm_is_seen_up_and_a_stopped_one_down(centre: DataCentre
     await assert_all_over(centre, [started, stopped])
 
 
+@pytest.mark.rule("semantics §7: `StopVm`: already down → success, no host call")
 async def test_stopping_a_vm_that_is_down_asks_no_host(centre: DataCentre) -> None:
     await centre.declare_vm("vm-down")
     before = await centre.counters()
@@ -101,6 +105,8 @@ async def test_an_added_disk_belongs_to_its_vm(centre: DataCentre) -> None:
 # --- planned only ----------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.rule("semantics §2: `validate_only` can return the planned tree")
+@pytest.mark.rule("semantics §2: Neither has an effect: they read entities")
 async def test_validate_only_shows_the_plan_and_stores_nothing(centre: DataCentre) -> None:
     await centre.furnish("vm-plan")
     await centre.until_rest()
@@ -158,6 +164,8 @@ async def test_a_request_id_is_its_owners_alone(centre: DataCentre) -> None:
     assert_all_finished([await centre.ended(hers), await centre.ended(his)])
 
 
+@pytest.mark.rule("semantics §2: Several at once (`RunMultipleCommands`): one call, a list; each becomes a job")
+@pytest.mark.rule("semantics §2: Results come back in order")
 async def test_several_commands_are_answered_in_order_each_for_itself(centre: DataCentre) -> None:
     commands = [
         command_request("BenchWork", {"host_id": "host-1", "object_id": "several"}, correlation_id="several-0"),
@@ -190,6 +198,7 @@ async def test_the_command_types_are_listed_with_their_schema(centre: DataCentre
 # --- whose name is on everything -------------------------------------------------------------------------------------
 
 
+@pytest.mark.rule("semantics §2: Correlation id: given, else the parent's, else made")
 async def test_a_correlation_id_is_on_all_that_comes_of_the_action(centre: DataCentre) -> None:
     await centre.furnish("vm-named")
     await centre.program("host-1", {"verb": "deleteImage", "work_ms": 300})
@@ -245,6 +254,7 @@ async def test_every_answer_says_the_correlation_id_of_its_call(centre: DataCent
         watch.cancel()
 
 
+@pytest.mark.rule("semantics §2: Correlation id: given, else the parent's, else made")
 async def test_a_job_without_a_name_is_given_one_that_finds_it(centre: DataCentre) -> None:
     job = await centre.run("BenchWork", {"host_id": "host-1", "object_id": "nameless"})
     assert CORRELATION_ID.fullmatch(job.correlation_id)

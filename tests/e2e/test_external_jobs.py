@@ -29,7 +29,8 @@ async def running(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Dat
         yield it
 
 
-@pytest.mark.rule("semantics §4: no coordinator owns them; a restart leaves them STARTED")
+@pytest.mark.rule("semantics §4: Written by compare-and-set; no coordinator owns them")
+@pytest.mark.rule("semantics §4: External jobs: a restart leaves them STARTED")
 async def test_a_job_goes_on_through_the_death_of_everybody(centre: DataCentre) -> None:
     client = centre.client
     job = await client.add_external_job("Nightly backup", correlation_id="backup-7", heartbeat_seconds=600)

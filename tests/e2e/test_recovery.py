@@ -47,6 +47,8 @@ async def running(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Dat
 # --- coordinators ----------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.rule("semantics §2: Every flow goes on, in whichever coordinator claims it: what was recorded is repeated")
+@pytest.mark.rule("semantics §3: Same incarnation: always send again")
 async def test_a_flow_goes_on_under_its_names_when_its_coordinator_was_killed(centre: DataCentre) -> None:
     disk_ids = await centre.furnish("vm-kill")
     job = await _begin_removal(centre, "vm-kill", work_ms=1500, correlation_id="through-the-crash")
@@ -112,6 +114,7 @@ async def test_a_cancel_is_not_forgotten_by_a_crash(centre: DataCentre) -> None:
     await assert_all_over(centre, [job])
 
 
+@pytest.mark.rule("semantics §2: the commit that stores a wait answers with the entity as it is, so nothing seen")
 async def test_a_vm_that_boots_while_its_coordinator_is_down_is_seen_up(centre: DataCentre) -> None:
     await centre.declare_vm("vm-boot", host_id="host-2")
     job = await centre.client.run_command("RunVm", {"vm_id": "vm-boot"})
@@ -125,6 +128,7 @@ async def test_a_vm_that_boots_while_its_coordinator_is_down_is_seen_up(centre: 
 # --- hosts -----------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.rule("semantics §3: Host unreachable → neither failed nor succeeded; asked again")
 async def test_a_host_that_is_away_is_waited_for(centre: DataCentre) -> None:
     disk_ids = await centre.furnish("vm-away")
     away = centre.stack.hosts[0]
@@ -178,6 +182,9 @@ async def test_a_job_that_is_submitted_while_the_store_is_away_is_stored_once_it
     assert await centre.effects("late") == {"simWork": 1}
 
 
+@pytest.mark.rule("semantics §8: It must be empty after anything")
+@pytest.mark.rule("semantics §2: A job in an end status has no lock, no live command, no running task, no open step")
+@pytest.mark.rule("semantics §3: 10 s after a flow's end no reachable host has a task of it")
 async def test_everything_at_once_is_survived(centre: DataCentre) -> None:
     disk_ids = await centre.furnish("vm-all")
     job = await _begin_removal(centre, "vm-all", work_ms=500)

@@ -230,6 +230,7 @@ ENTITIES: dict[str, tuple[list[Entity], str]] = {
 # --- requests that cannot be understood ------------------------------------------------------------------------------
 
 
+@pytest.mark.rule("semantics §2: It and the shape of the parameters are checked: bad → the call is refused (RPC error")
 @pytest.mark.parametrize("case", COMMANDS.values(), ids=COMMANDS.keys())
 async def test_a_malformed_command_is_refused_with_its_field(centre: DataCentre, case: Case) -> None:
     request, code, reason, field = case
@@ -263,6 +264,8 @@ async def test_a_malformed_entity_is_refused_with_its_field_and_all_that_came_wi
     assert await centre.stored() == before
 
 
+@pytest.mark.rule("semantics §4: Correlation id: 1–50 of `[0-9A-Za-z_-]`; anything else is refused, never cut or")
+@pytest.mark.rule("semantics §2: It and the shape of the parameters are checked: bad → the call is refused (RPC error")
 @pytest.mark.parametrize(
     "metadata",
     [
@@ -378,6 +381,7 @@ async def test_a_disk_that_is_declared_to_be_on_nonsense_fails_its_removal_alone
 # --- commands that must not run now ----------------------------------------------------------------------------------
 
 
+@pytest.mark.rule("semantics §2: What `validate` or a lock refuses is a stored job too: VALIDATION FAILED with the")
 async def test_a_command_on_an_unknown_vm_is_a_failed_job(centre: DataCentre) -> None:
     before = await centre.counters()
     for command_type in ("RemoveVm", "RunVm", "StopVm"):
@@ -400,6 +404,8 @@ async def test_a_running_vm_is_neither_removed_nor_started(centre: DataCentre) -
     assert await centre.entity(VM, "vm-running") is not None
 
 
+@pytest.mark.rule("semantics §2: What `validate` or a lock refuses is a stored job too: VALIDATION FAILED with the")
+@pytest.mark.rule("semantics §5: Refusal names the holder's job and reason")
 async def test_a_locked_vm_refuses_naming_the_holder(centre: DataCentre) -> None:
     await centre.furnish("vm-locked", disks=2)
     await centre.program("host-1", {"verb": "deleteImage", "work_ms": 400})

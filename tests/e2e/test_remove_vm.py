@@ -25,6 +25,11 @@ from waybill_client.words import plain
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 
 
+@pytest.mark.rule("semantics §7: `RemoveVm` → `RemoveAllVmImages` → `RemoveImage` × n: V; X → DELETE_IMAGE × n; F")
+@pytest.mark.rule('semantics §7: RemoveVm: "Removed" is said only when it is true')
+@pytest.mark.rule("semantics §4: Description and subject names; they outlive the entity")
+@pytest.mark.rule("semantics §3: 10 s after a flow's end no reachable host has a task of it")
+@pytest.mark.rule("semantics §2: A child shows no steps and makes no job unless asked to")
 async def test_all_images_are_deleted_and_the_vm_is_gone(centre: DataCentre) -> None:
     disk_ids = await centre.furnish("vm-well")
     job = await centre.run("RemoveVm", {"vm_id": "vm-well"})
@@ -44,6 +49,8 @@ async def test_all_images_are_deleted_and_the_vm_is_gone(centre: DataCentre) -> 
     await assert_all_over(centre, [job])
 
 
+@pytest.mark.rule("semantics §7: RemoveVm: One fails → that disk ILLEGAL with an event naming its ids, the rest")
+@pytest.mark.rule("semantics §4: A failed task makes exactly its step FAILED; siblings keep their own results")
 async def test_one_deletion_that_fails_makes_exactly_its_step_failed(centre: DataCentre) -> None:
     await centre.furnish("vm-one")
     await centre.program("host-2", _rule("vm-one-disk-1", outcome="fail", error="the disk is on fire"))
@@ -62,6 +69,7 @@ async def test_one_deletion_that_fails_makes_exactly_its_step_failed(centre: Dat
     await assert_all_over(centre, [job])
 
 
+@pytest.mark.rule("semantics §3: If one fails → CLEAN_FAILURE and an alarm event naming the object")
 async def test_a_failed_deletion_that_was_not_rolled_back_raises_an_alarm(centre: DataCentre) -> None:
     await centre.furnish("vm-dirty")
     await centre.program("host-1", _rule("vm-dirty-disk-2", outcome="fail_dirty"))
@@ -76,6 +84,7 @@ async def test_a_failed_deletion_that_was_not_rolled_back_raises_an_alarm(centre
     await assert_all_over(centre, [job])
 
 
+@pytest.mark.rule("semantics §3: Another refusal fails that node alone")
 async def test_a_deletion_that_its_host_refuses_fails_alone(centre: DataCentre) -> None:
     await centre.furnish("vm-refused")
     before = await centre.counters()
@@ -90,6 +99,9 @@ async def test_a_deletion_that_its_host_refuses_fails_alone(centre: DataCentre) 
     await assert_all_over(centre, [job])
 
 
+@pytest.mark.rule("semantics §3: No query ever answers success for a lost task")
+@pytest.mark.rule('semantics §7: RemoveVm: "Removed" is said only when it is true')
+@pytest.mark.rule("semantics §1: ExecutionStatus `UNKNOWN` its truth was lost, with a reason")
 async def test_a_deletion_that_its_host_loses_is_unknown_and_never_a_success(centre: DataCentre) -> None:
     await centre.furnish("vm-lost")
     await centre.program("host-1", _rule("vm-lost-disk-0", outcome="lose", work_ms=50))
@@ -103,6 +115,7 @@ async def test_a_deletion_that_its_host_loses_is_unknown_and_never_a_success(cen
     await assert_all_over(centre, [job])
 
 
+@pytest.mark.rule("semantics §3: Seen from the coordinator: polling `getAllTasksStatuses` is the net")
 async def test_a_host_that_says_nothing_is_asked(centre: DataCentre) -> None:
     await centre.furnish("vm-silent")
     await centre.program("host-1", _rule("vm-silent-disk-0", outcome="silent", work_ms=100))
@@ -112,6 +125,7 @@ async def test_a_host_that_says_nothing_is_asked(centre: DataCentre) -> None:
     await assert_all_over(centre, [job])
 
 
+@pytest.mark.rule("semantics §7: RemoveVm: Image already missing counts as removed")
 async def test_an_image_that_is_missing_counts_as_deleted(centre: DataCentre) -> None:
     await centre.declare_vm("vm-missing", disk_ids=["never-made", "never-declared"])
     await centre.declare_disk("never-made", "host-1")
@@ -146,6 +160,7 @@ async def test_a_vm_without_disks_needs_no_host(centre: DataCentre) -> None:
     await assert_all_over(centre, [job])
 
 
+@pytest.mark.rule("semantics §8: `FINISH_FORWARD`: like REVERT until a node marked `no_return` has begun (default: the")
 async def test_once_a_deletion_has_begun_the_removal_completes(centre: DataCentre) -> None:
     await centre.furnish("vm-late")
     await centre.program("host-1", _rule("vm-late-disk-0", work_ms=400))

@@ -102,6 +102,8 @@ async def test_starts_gather_while_a_batch_is_on_its_way(hosts: Hosts, host: Scr
     assert host.batches == [["t1"], ["t2", "t3"]]
 
 
+@pytest.mark.rule("semantics §3: Seen from the coordinator: pushed by `WatchTasks`")
+@pytest.mark.rule("semantics §2: `task(host, verb, arguments)`: the host reports the task over")
 @pytest.mark.usefixtures("server")
 async def test_a_task_is_reported_when_its_host_says_that_it_is_over(
     hosts: Hosts, host: ScriptedHost, told: Told
@@ -118,6 +120,7 @@ async def test_a_task_is_reported_when_its_host_says_that_it_is_over(
     assert told.reports[-1].incarnation == hosts.incarnation_of("h1") == "i1"
 
 
+@pytest.mark.rule("semantics §3: Same incarnation: always send again")
 @pytest.mark.usefixtures("server")
 async def test_a_start_that_nobody_answered_is_sent_again(
     hosts: Hosts, host: ScriptedHost, told: Told, clock: ManualClock
@@ -130,6 +133,7 @@ async def test_a_start_that_nobody_answered_is_sent_again(
     assert told.reports == []
 
 
+@pytest.mark.rule("semantics §3: a full queue refuses with a retryable code: the start is repeated with backoff until")
 @pytest.mark.usefixtures("server")
 async def test_a_full_queue_is_offered_fewer_until_it_has_room(
     hosts: Hosts, host: ScriptedHost, told: Told, clock: ManualClock
@@ -146,6 +150,7 @@ async def test_a_full_queue_is_offered_fewer_until_it_has_room(
     assert told.reports == []
 
 
+@pytest.mark.rule("semantics §3: a full queue refuses with a retryable code: the start is repeated with backoff until")
 @pytest.mark.usefixtures("server")
 async def test_a_queue_that_stays_full_until_the_deadline_refuses_the_task(
     hosts: Hosts, host: ScriptedHost, told: Told, clock: ManualClock
@@ -173,6 +178,7 @@ async def test_after_its_deadline_a_task_is_asked_about_and_not_sent(
     await until(lambda: "t1" in told.ended())
 
 
+@pytest.mark.rule("semantics §3: Another refusal fails that node alone")
 @pytest.mark.usefixtures("server")
 async def test_a_refusal_fails_that_task_alone(hosts: Hosts, host: ScriptedHost, told: Told) -> None:
     refusals = {
@@ -221,6 +227,7 @@ async def test_what_nobody_waits_for_any_more_is_not_sent_and_not_reported(
 # --- silence, loss, and other hosts ----------------------------------------------------------------------------------
 
 
+@pytest.mark.rule("semantics §3: Seen from the coordinator: pushed by `WatchTasks`; polling `getAllTasksStatuses` is")
 @pytest.mark.usefixtures("server")
 async def test_with_a_mute_stream_the_net_hears_of_the_end_within_the_poll_seconds(
     hosts: Hosts, host: ScriptedHost, told: Told, clock: ManualClock
@@ -262,6 +269,7 @@ async def test_what_was_said_while_nobody_listened_is_heard_on_reconnecting(
     assert told.ended() == {"t1": "SUCCESS"}
 
 
+@pytest.mark.rule("semantics §3: Host unreachable → neither failed nor succeeded; asked again")
 async def test_an_unreachable_host_has_neither_failed_nor_succeeded(
     hosts: Hosts, host: ScriptedHost, told: Told, clock: ManualClock
 ) -> None:
@@ -280,6 +288,7 @@ async def test_an_unreachable_host_has_neither_failed_nor_succeeded(
     assert told.ended() == {"t1": "SUCCESS"}
 
 
+@pytest.mark.rule("semantics §3: Lost = the host denies a task whose acceptance we saw, in the same incarnation")
 @pytest.mark.usefixtures("server")
 async def test_a_task_that_its_host_denies_in_the_same_incarnation_is_lost(
     hosts: Hosts, host: ScriptedHost, told: Told, clock: ManualClock
@@ -447,6 +456,7 @@ async def test_a_call_is_reported_with_its_answer_and_the_number_after_which_to_
     assert host.correlation_ids == ["order-66"]
 
 
+@pytest.mark.rule("semantics §2: `call(host, verb, arguments)`: a repeat is harmless")
 @pytest.mark.usefixtures("server")
 async def test_a_call_that_nobody_answered_is_made_again(
     hosts: Hosts, host: ScriptedHost, told: Told, clock: ManualClock
@@ -588,6 +598,7 @@ async def test_stopping_a_task_that_the_host_does_not_know_any_more_finds_it_los
 # --- clears ----------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.rule("semantics §2: Clearing on the hosts follows, in batches, retried for as long as a host is away")
 @pytest.mark.usefixtures("server")
 async def test_clears_gather_while_a_batch_is_on_its_way(hosts: Hosts, host: ScriptedHost, told: Told) -> None:
     gate = host.script.hold("ClearTasks")
@@ -602,6 +613,7 @@ async def test_clears_gather_while_a_batch_is_on_its_way(hosts: Hosts, host: Scr
     assert told.cleared == ["t1", "t2", "t3", "t4"]
 
 
+@pytest.mark.rule("semantics §2: Clearing on the hosts follows, in batches, retried for as long as a host is away")
 async def test_clears_wait_for_as_long_as_the_host_is_away(
     hosts: Hosts, host: ScriptedHost, told: Told, clock: ManualClock
 ) -> None:
@@ -640,6 +652,7 @@ async def test_a_host_that_is_no_more_and_not_reached_has_nothing_left(
     assert told.cleared == ["t1"]
 
 
+@pytest.mark.rule("semantics §2: an unknown id counts as cleared")
 @pytest.mark.usefixtures("server")
 async def test_a_task_that_outlived_its_flow_is_stopped_and_then_cleared(
     hosts: Hosts, host: ScriptedHost, told: Told, clock: ManualClock

@@ -160,6 +160,7 @@ async def test_what_was_cleared_is_no_leftover_any_more(channel: grpc.aio.Channe
         assert await coordinator.journal.uncleared_tasks("h1") == []
 
 
+@pytest.mark.rule("semantics §2: Every flow goes on, in whichever coordinator claims it")
 async def test_flows_of_a_coordinator_that_is_gone_go_on_and_it_can_write_no_more(channel: grpc.aio.Channel) -> None:
     async with a_coordinator(channel) as heir, Coordinator(channel).journal as dying:
         await dying.renew_lease(1, "127.0.0.1:2", 5)  # and never again

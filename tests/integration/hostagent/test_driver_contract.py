@@ -160,6 +160,7 @@ async def test_recovery_actions_take_the_work_back_and_may_run_twice(contract: C
         assert {found.state for found in host.objects() if found.object_id == contract.object_id} <= {"GONE"}
 
 
+@pytest.mark.rule("semantics §3: a mismatch is refused")
 async def test_a_task_for_another_generation_is_refused(contract: Contract, tmp_path: Path) -> None:
     driver = load_driver(contract.driver)
     name, arguments = contract.changes[Recovery.RESUME]

@@ -87,6 +87,7 @@ async def _drain(call: Any) -> None:
         pass
 
 
+@pytest.mark.rule("semantics §3: `incarnation` is made with the agent's data folder, `boot_id` with its process")
 async def test_incarnation_stays_and_boot_changes(start_agent: StartAgent) -> None:
     process = await start_agent()
     async with connected(process.address) as agent:
@@ -98,6 +99,8 @@ async def test_incarnation_stays_and_boot_changes(start_agent: StartAgent) -> No
     assert after.boot_id != before.boot_id
 
 
+@pytest.mark.rule("semantics §3: Calls are kept and cleared in the same way")
+@pytest.mark.rule("semantics §3: Tasks survive the agent: over but not cleared → same result is reported")
 async def test_what_was_over_is_told_the_same_after_a_kill(start_agent: StartAgent) -> None:
     process = await start_agent()
     async with connected(process.address) as agent:
@@ -114,6 +117,7 @@ async def test_what_was_over_is_told_the_same_after_a_kill(start_agent: StartAge
         assert await agent.counted("vm", "createVm") == (1, 1)
 
 
+@pytest.mark.rule("semantics §3: Tasks survive the agent: unfinished → what the verb declares: resume, roll back, or")
 @pytest.mark.parametrize("outcome", ["crash_before", "crash"])
 @pytest.mark.parametrize(
     ("verb", "arguments"),

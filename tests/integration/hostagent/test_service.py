@@ -88,6 +88,7 @@ async def test_more_tasks_than_a_request_may_have_are_refused_as_a_whole(agent: 
     assert len((await agent.stub.GetAllTasksInfo(hostagent_pb2.GetAllTasksInfoRequest())).infos) == 0
 
 
+@pytest.mark.rule("semantics §3: Starting the same id with the same arguments again is a success and changes nothing")
 async def test_the_same_start_again_runs_once_and_a_different_one_is_refused(agent: HostClient) -> None:
     await agent.run("simWork", "t1", object_id="o")
     assert await agent.start_all(
@@ -98,6 +99,8 @@ async def test_the_same_start_again_runs_once_and_a_different_one_is_refused(age
     assert await agent.counted("o", "simWork") == (1, 1)
 
 
+@pytest.mark.rule("semantics §3: Objects with a generation (volumes): a task names the generation it expects")
+@pytest.mark.rule("semantics §3: a mismatch is refused")
 async def test_a_task_that_expects_another_generation_is_refused(agent: HostClient) -> None:
     await agent.run("createVolume", volume_id="v1", size_mb=10)
     wrong = a_spec("extendImageSize", volume_id="v1", size_mb=20, fields={"expected_generation": 7})
@@ -108,6 +111,7 @@ async def test_a_task_that_expects_another_generation_is_refused(agent: HostClie
     assert await agent.start_all(right) == [""]  # a repeat is judged by what it was, not by what it did
 
 
+@pytest.mark.rule("semantics §3: a full queue refuses with a retryable code")
 async def test_a_full_queue_says_when_to_come_again(tmp_path: Path) -> None:
     async with agent_here(tmp_path, Settings(queue=3)) as agent:
         await agent.program({"verb": "simWork", "outcome": "hang"})
@@ -129,6 +133,7 @@ async def test_starts_and_clears_of_nothing_are_fine(agent: HostClient) -> None:
 # Asking.
 
 
+@pytest.mark.rule("semantics §3: `incarnation` is made with the agent's data folder, `boot_id` with its process; both")
 async def test_every_reply_says_who_answers(agent: HostClient) -> None:
     await agent.run("simWork", "t1", object_id="o")
     replies = [
@@ -185,6 +190,7 @@ async def test_a_host_says_what_it_can_and_has(agent: HostClient) -> None:
 # Stopping, reverting, clearing.
 
 
+@pytest.mark.rule('semantics §3: States move stop: → FINISHED, CLEAN_SUCCESS, code "aborted"')
 async def test_a_hanging_task_is_stopped_and_rolled_back(agent: HostClient) -> None:
     await agent.program({"verb": "createVolume", "outcome": "hang"})
     task_id = await agent.start("createVolume", volume_id="v1", size_mb=5)
@@ -195,17 +201,20 @@ async def test_a_hanging_task_is_stopped_and_rolled_back(agent: HostClient) -> N
     assert [found.state for found in (await agent.host("v1")).objects] in ([], ["GONE"])
 
 
+@pytest.mark.rule("semantics §3: Stop of a finished task changes nothing and is no error")
 async def test_stopping_a_finished_task_is_no_error(agent: HostClient) -> None:
     status = await agent.run("simWork", "t1", object_id="o")
     assert await agent.stop("t1") == status
 
 
+@pytest.mark.rule("semantics §3: Fencing: StopTask carry flow command id and epoch; older than the newest seen for")
 async def test_an_old_owner_may_not_stop(agent: HostClient) -> None:
     await agent.start_all(a_spec("simWork", "t1", object_id="o", fields={"epoch": 3}))
     refusal = await refusal_of(agent.stop("t1", epoch=2))
     assert (refusal.code, refusal.reason) == (grpc.StatusCode.FAILED_PRECONDITION, "STALE_EPOCH")
 
 
+@pytest.mark.rule("semantics §3: Revert only when finished: runs recovery, ends CLEAN_SUCCESS")
 async def test_a_finished_task_is_reverted(agent: HostClient) -> None:
     await agent.run("createVolume", "t1", volume_id="v1", size_mb=5)
     await agent.revert("t1")
@@ -226,6 +235,9 @@ async def test_what_cannot_be_brought_back_is_said(agent: HostClient) -> None:
     assert WaybillError.from_status(status.error).metadata["volume_id"] == "v1"
 
 
+@pytest.mark.rule("semantics §3: Illegal moves are refused with a code")
+@pytest.mark.rule("semantics §3: Clear only when over")
+@pytest.mark.rule("semantics §3: Revert only when finished")
 async def test_a_task_that_is_not_over_is_neither_cleared_nor_reverted(agent: HostClient) -> None:
     await agent.program({"outcome": "hang"})
     task_id = await agent.start("simWork", object_id="o")
@@ -233,6 +245,8 @@ async def test_a_task_that_is_not_over_is_neither_cleared_nor_reverted(agent: Ho
     assert (await refusal_of(agent.revert(task_id))).reason == "TASK_STATE"
 
 
+@pytest.mark.rule("semantics §3: Clear only when over; afterwards the id is unknown")
+@pytest.mark.rule("semantics §3: Cleared ids are remembered: starting one answers `ALREADY_CLEARED`")
 async def test_a_cleared_task_is_unknown_and_its_id_is_spent(agent: HostClient) -> None:
     await agent.run("simWork", "t1", object_id="o")
     assert await agent.clear("t1") == [""]
@@ -276,6 +290,7 @@ async def test_a_call_under_two_names_is_refused(agent: HostClient) -> None:
     assert not (await agent.stub.GetAllTasksInfo(hostagent_pb2.GetAllTasksInfoRequest())).infos
 
 
+@pytest.mark.rule("semantics §3: Calls are kept and cleared in the same way")
 async def test_calls_are_cleared_like_tasks(agent: HostClient) -> None:
     await agent.call("fenceStatus", "c1")
     assert await agent.clear("c1") == [""]
@@ -313,6 +328,7 @@ async def test_a_large_snapshot_comes_in_parts(agent: HostClient, monkeypatch: p
     assert parts == [3, 1, 0]
 
 
+@pytest.mark.rule("semantics §3: Progress 0–100 never falls")
 async def test_progress_is_streamed_and_never_falls(agent: HostClient) -> None:
     await agent.program({"verb": "copyImage", "work_ms": 1000})
     await agent.run("createVolume", volume_id="a", size_mb=5)
@@ -379,6 +395,7 @@ async def test_a_silent_task_is_only_heard_of_by_asking(agent: HostClient) -> No
 # The sim's troubles.
 
 
+@pytest.mark.rule("semantics §1: TaskResult: `CLEAN_SUCCESS` (failed and rolled back)")
 async def test_a_task_programmed_to_fail_is_rolled_back(agent: HostClient) -> None:
     await agent.program({"verb": "createVolume", "outcome": "fail", "error": "no space", "count": 1})
     status = await agent.run("createVolume", volume_id="v1", size_mb=5)
@@ -396,6 +413,7 @@ async def test_a_deletion_that_fails_leaves_the_volume_as_it_was(agent: HostClie
     assert (volume.state, volume.generation) == ("LEGAL", 1)
 
 
+@pytest.mark.rule("semantics §1: TaskResult: `CLEAN_FAILURE` (failed, not rolled back)")
 async def test_a_dirty_failure_leaves_the_object_illegal(agent: HostClient) -> None:
     await agent.run("createVolume", volume_id="v1", size_mb=5)
     await agent.program({"verb": "deleteImage", "match": {"volume_id": "v1"}, "outcome": "fail_dirty"})

@@ -97,6 +97,7 @@ async def _step_ahead_of_its_job(scribe: Scribe, job_id: str) -> None:
     await scribe.connection.execute("UPDATE step SET revision = revision + 100 WHERE job_id = $1", job_id)
 
 
+@pytest.mark.rule("semantics §8: Consistency: one call lists every violation of: ended job with a live command, lock")
 @pytest.mark.parametrize(
     ("rules", "plant"),
     [
@@ -128,6 +129,8 @@ async def test_a_lock_of_a_flow_that_ended_before_its_job_is_named(scribe: Scrib
     assert await violations(consistency) == {("LOCK_WITHOUT_FLOW", job_id), ("OPEN_JOB_WITHOUT_FLOW", job_id)}
 
 
+@pytest.mark.rule("semantics §8: Consistency: one call lists every violation of: sealed set not over in a FINISHED job")
+@pytest.mark.rule("semantics §2: Success reported with less done than declared must be impossible")
 @pytest.mark.parametrize(
     ("plan", "result", "message"),
     [

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pytest
 from tests.integration.jobstore.scribe import Scribe
 
 from chassis.errors import not_found
@@ -79,11 +80,14 @@ TOLD = [
 ]
 
 
+@pytest.mark.rule("semantics §4: Readable by job, correlation id, entity")
 async def test_a_job_tells_its_story_in_the_order_in_which_it_happened(scribe: Scribe, audit: Audit) -> None:
     job_id = await a_removal(scribe)
     assert await told(audit, f"job_id = {job_id}") == TOLD
 
 
+@pytest.mark.rule("semantics §4: Readable by job, correlation id, entity")
+@pytest.mark.rule("semantics §4: Many jobs may share one")
 async def test_a_correlation_id_tells_of_all_its_jobs_and_of_what_belongs_to_none(scribe: Scribe, audit: Audit) -> None:
     await a_removal(scribe, "c-a")
     await a_removal(scribe, "c-b")
@@ -92,6 +96,7 @@ async def test_a_correlation_id_tells_of_all_its_jobs_and_of_what_belongs_to_non
     assert await told(audit, "correlation_id = c-a") == [*TOLD, "Host lost"]
 
 
+@pytest.mark.rule("semantics §4: Readable by job, correlation id, entity")
 async def test_without_a_job_only_stored_events_are_listed(scribe: Scribe, audit: Audit) -> None:
     await a_removal(scribe)
     async with scribe.revision():

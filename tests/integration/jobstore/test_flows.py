@@ -41,6 +41,7 @@ async def put(jobstore: RunningJobstore, *entities: jobs_pb2.Entity) -> list[job
 # --- loading ---------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.rule("semantics §2: Parameters are stored with the command, once, as JSON with their version")
 async def test_a_flow_is_loaded_as_it_was_written(jobstore: RunningJobstore) -> None:
     await put(jobstore, an_entity("vm-1", name="web"))
     flow = a_flow(
@@ -176,6 +177,7 @@ async def test_the_watch_brings_an_intent(jobstore: RunningJobstore) -> None:
 # --- tasks -----------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.rule("semantics §2: Last commit: tasks marked to be cleared")
 async def test_tasks_of_ended_flows_are_left_to_clear(jobstore: RunningJobstore) -> None:
     ended, live = a_flow(), a_flow()
     await write(jobstore, ended.first(), live.first())

@@ -144,6 +144,7 @@ async def test_every_row_of_a_flow_has_its_correlation_id(journal: Journal, conn
         assert ids == {"nightly-42"}, table
 
 
+@pytest.mark.rule("semantics §4: Every change of a step raises its job's `revision` and `update_time`")
 async def test_a_changed_step_raises_the_revision_of_its_job(journal: Journal, connection: Connection) -> None:
     flow = a_flow()
     await applied(journal, flow.first())
@@ -372,6 +373,7 @@ async def test_rows_that_cannot_be_stored_are_refused_alone(
     assert await connection.fetchval("SELECT count(*) FROM job") == 6
 
 
+@pytest.mark.rule("semantics §1: an end status never changes again")
 async def test_what_has_ended_does_not_change_again(journal: Journal, connection: Connection) -> None:
     flow = a_flow()
     await applied(journal, flow.first())
@@ -422,6 +424,8 @@ async def test_the_same_request_many_times_at_once_makes_one_job(
 # --- locks -----------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.rule("semantics §5: Refusal names the holder's job and reason")
+@pytest.mark.rule("semantics §5: Held by the flow, stored")
 async def test_a_lock_is_held_until_the_flow_has_ended(journal: Journal, connection: Connection) -> None:
     holder, other, later = a_flow(), a_flow(), a_flow()
     await applied(journal, holder.first(locks=[lock(vm("vm-1"), reason="Removing VM vm-1")]))
@@ -450,6 +454,7 @@ async def test_a_lock_that_is_freed_in_a_batch_can_be_taken_in_it(journal: Journ
     assert await connection.fetchval("SELECT flow_command_id FROM entity_lock") == heir.flow_command_id
 
 
+@pytest.mark.rule("semantics §5: Exclusive or shared; all of a command's keys or none")
 async def test_shared_locks_go_together_and_keep_an_exclusive_one_out(journal: Journal) -> None:
     one, two, three = a_flow(), a_flow(), a_flow()
     await applied(journal, one.first(locks=[lock(host("h"), exclusive=False)]))
@@ -457,6 +462,7 @@ async def test_shared_locks_go_together_and_keep_an_exclusive_one_out(journal: J
     assert reason((await commit(journal, three.first(locks=[lock(host("h"))])))[0]) == "LOCKED"
 
 
+@pytest.mark.rule("semantics §5: Held by the flow, stored, re-entrant within it")
 async def test_a_flow_may_take_its_own_locks_again_and_raise_them(journal: Journal, connection: Connection) -> None:
     flow = a_flow()
     await applied(journal, flow.first(locks=[lock(vm("vm-1"), exclusive=False)]))
@@ -511,6 +517,7 @@ async def test_changes_of_one_entity_by_two_flows_of_a_batch_are_both_made(
     assert await connection.fetchval("SELECT (name, status) FROM entity") == ("renamed", "ILLEGAL")
 
 
+@pytest.mark.rule("semantics §2: the commit that stores a wait answers with the entity as it is")
 async def test_a_commit_answers_with_the_entities_it_asks_for_as_they_are_then(
     journal: Journal, connection: Connection
 ) -> None:
@@ -524,6 +531,7 @@ async def test_a_commit_answers_with_the_entities_it_asks_for_as_they_are_then(
     assert again.entities[1].observed.state == "UP"
 
 
+@pytest.mark.rule("semantics §6: Ends well → snapshots go with the last commit")
 async def test_snapshots_stay_until_the_flow_has_ended(journal: Journal, connection: Connection) -> None:
     flow = a_flow()
     snapshot = jobstore_pb2.SnapshotRow(command_id=flow.flow_command_id, number=1, entity=vm("vm-1"))
@@ -549,6 +557,7 @@ async def test_the_same_number_with_other_content_is_news(journal: Journal, conn
     assert await connection.fetchval("SELECT observed_state FROM entity") == "UNREACHABLE"
 
 
+@pytest.mark.rule("semantics §2: Entities have observed fields, written only from what hosts report, ordered by")
 async def test_observations_are_ordered_by_their_number(journal: Journal, connection: Connection) -> None:
     await put_vm(journal, connection, "vm-1")
     await observe(journal, "vm-1", state="UP", number=5)
@@ -558,6 +567,7 @@ async def test_observations_are_ordered_by_their_number(journal: Journal, connec
     assert await head(connection) == 3  # what was known already burned no revision
 
 
+@pytest.mark.rule("semantics §2: Entities have observed fields, written only from what hosts report, ordered by")
 async def test_another_incarnation_is_news(journal: Journal, connection: Connection) -> None:
     await put_vm(journal, connection, "vm-1")
     await observe(journal, "vm-1", state="UP", number=5)

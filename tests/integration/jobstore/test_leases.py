@@ -82,6 +82,7 @@ async def test_a_released_lease_cannot_be_renewed_nor_written_under(jobstore: Ru
         await begin(jobstore, "a", 1)
 
 
+@pytest.mark.rule("semantics §2: Every flow goes on, in whichever coordinator claims it")
 async def test_flows_of_a_dead_coordinator_are_claimed_and_their_epochs_raised(
     jobstore: RunningJobstore, connection: Connection
 ) -> None:
@@ -209,6 +210,7 @@ async def put_hosts(jobstore: RunningJobstore, *host_ids: str) -> None:
     await jobstore.reads.PutEntities(jobstore_pb2.PutEntitiesRequest(entities=hosts))
 
 
+@pytest.mark.rule("semantics §5: Held through restarts without a gap")
 async def test_locks_are_held_through_a_take_over(jobstore: RunningJobstore) -> None:
     await renew(jobstore, "dead", 1)
     await renew(jobstore, "heir", 1)

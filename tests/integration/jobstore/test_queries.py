@@ -160,6 +160,7 @@ async def test_a_page_token_belongs_to_its_arguments(fields: dict[str, str], scr
         await queries.list_locks(Paging(ListLocksRequest(page_token=token), str, str, str))
 
 
+@pytest.mark.rule("semantics §2: A non-monitored command: a job with `visible = false`, left out of lists unless asked")
 async def test_each_published_field_filters(scribe: Scribe, queries: Queries) -> None:
     async with scribe.revision():
         one = await scribe.add_job(

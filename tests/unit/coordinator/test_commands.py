@@ -154,6 +154,7 @@ async def test_the_vm_is_gone_whatever_became_of_its_images() -> None:
         assert world.notes.read_versions == {VM.ref: 3}
 
 
+@pytest.mark.rule("semantics §2: `execute` notes entity changes and returns a plan that says all that it wants done")
 async def test_add_disk_notes_a_locked_disk_before_its_volume_is_made() -> None:
     world = a_world(HOSTS[0])
     plan = await AddDisk(disk_id="d-9", size_mb=10, host_id="h-1").execute(world)
@@ -279,6 +280,8 @@ def test_a_description_says_the_names_of_its_subjects() -> None:
     assert kind.describe(RemoveVm(vm_id="vm-1"), lambda ref: "") == "Removing VM vm-1"
 
 
+@pytest.mark.rule("semantics §2: an older version goes through `upgrade(version, parameters)`")
+@pytest.mark.rule("semantics §2: Unknown fields are kept and ignored")
 def test_parameters_of_an_older_version_are_upgraded() -> None:
     @command("Renamed", version=2)
     class Renamed(Command):

@@ -37,6 +37,7 @@ def images() -> dict[str, Script]:
 # --- a simple flow ---------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.rule("semantics §2: `task(host, verb, arguments)`: the host reports the task over")
 def test_a_simple_flow_lives_in_two_commits() -> None:
     flow = a_running_flow(W1)
     assert (flow.commits, flow.answers, flow.job.status) == (1, 1, Status.STARTED)
@@ -56,6 +57,7 @@ def test_the_first_commit_holds_the_job_its_steps_the_plan_and_what_is_begun() -
     assert [row.verb for row in commit.new_leaves] == ["simWork"]
 
 
+@pytest.mark.rule("semantics §2: It seals what is expected before anything of it starts")
 def test_nobody_is_answered_and_no_host_called_before_the_commit_is_durable() -> None:
     flow = a_flow(W1)
     flow.hold = {"commit"}
@@ -66,12 +68,15 @@ def test_nobody_is_answered_and_no_host_called_before_the_commit_is_durable() ->
     assert (flow.answers, flow.verbs()) == (1, ["simWork"])
 
 
+@pytest.mark.rule("semantics §2: `nothing`: at once")
 def test_a_command_without_work_is_over_in_one_commit() -> None:
     flow = a_running_flow(nothing())
     assert (flow.commits, flow.ended()) == (1, Status.FINISHED)
     assert flow.statuses() == {"VALIDATION": "FINISHED", "EXECUTION": "FINISHED"}
 
 
+@pytest.mark.rule("semantics §2: `concurrently(plans)`: all are over")
+@pytest.mark.rule("semantics §2: `BY_FLOW` (default): the end comes when all that the flow started is over")
 def test_what_a_flow_began_is_cleared_once_it_has_ended() -> None:
     flow = a_running_flow(concurrently([task("h1", "copy"), call("h1", "connect")]))
     flow.host_says("copy")
@@ -109,6 +114,7 @@ def test_the_job_carries_the_times_and_revision_of_its_commits() -> None:
     assert job.revision == 2
 
 
+@pytest.mark.rule("semantics §2: what was recorded is repeated under the same ids")
 def test_a_flow_is_loaded_with_the_id_and_arguments_of_what_it_began() -> None:
     flow = a_running_flow(task("h1", "copy", {"from": "a"}, entity=DISK, expected_generation=7))
     before = flow.leaf("copy")
@@ -119,6 +125,7 @@ def test_a_flow_is_loaded_with_the_id_and_arguments_of_what_it_began() -> None:
 # --- children --------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.rule("semantics §2: Concurrent children are validated and executed in their parent's turn and ride in its")
 def test_children_ride_in_the_commits_of_their_parent() -> None:
     flow = a_running_flow(a_child("All"), {"All": IMAGES, **images()})
     assert flow.commits == 1
@@ -129,6 +136,8 @@ def test_children_ride_in_the_commits_of_their_parent() -> None:
     assert flow.commits <= 2 + 1  # progress was stored at most once in this second
 
 
+@pytest.mark.rule("semantics §4: A failed task makes exactly its step FAILED; siblings keep their own results")
+@pytest.mark.rule("semantics §2: one failing does not stop its siblings; failed if any failed")
 def test_one_of_many_that_fails_makes_exactly_its_step_failed() -> None:
     flow = a_running_flow(IMAGES, images())
     for n in range(4):
@@ -143,6 +152,8 @@ def test_one_of_many_that_fails_makes_exactly_its_step_failed() -> None:
     assert flow.job.error == BROKEN
 
 
+@pytest.mark.rule("semantics §2: one failing does not stop its siblings")
+@pytest.mark.rule("semantics §2: `BY_FLOW` (default): the end comes when all that the flow started is over")
 def test_siblings_of_a_failed_one_go_on() -> None:
     flow = a_running_flow(IMAGES, images())
     flow.host_says("delete2", "CLEAN_SUCCESS")
@@ -150,6 +161,7 @@ def test_siblings_of_a_failed_one_go_on() -> None:
     assert not flow.store.ended
 
 
+@pytest.mark.rule("semantics §2: `child(Command(...))`: the child command has ended")
 def test_a_child_ends_before_its_parent() -> None:
     flow = a_flow(a_child("One"), {"One": W1}).submit()
     flow.hold = {"end"}
@@ -183,6 +195,8 @@ def test_a_refused_child_has_no_end_method() -> None:
     assert flow.runs["end", flow.child("Image1").command_id] == 0
 
 
+@pytest.mark.rule("semantics §2: Every begun leaf is a row, its id derived from (command, attempt, path in the plan)")
+@pytest.mark.rule("semantics §3: The coordinator chooses the id")
 def test_children_and_leaves_have_ids_of_their_place() -> None:
     one, other = a_running_flow(IMAGES, images()), a_running_flow(IMAGES, images())
     assert one.store.leaves.keys() == other.store.leaves.keys()
@@ -193,6 +207,8 @@ def test_children_and_leaves_have_ids_of_their_place() -> None:
 # --- serially --------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.rule("semantics §2: `serially(plans)`: the last is over")
+@pytest.mark.rule("semantics §2: the next starts when the former has ended well")
 def test_a_stage_begins_when_the_former_has_ended_well() -> None:
     flow = a_running_flow(serially([task("h1", "copy"), task("h1", "switch"), task("h1", "drop")]))
     assert flow.verbs() == ["copy"]
@@ -203,6 +219,7 @@ def test_a_stage_begins_when_the_former_has_ended_well() -> None:
     assert flow.ended() is Status.FINISHED
 
 
+@pytest.mark.rule("semantics §2: a stage has begun if and only if its row exists")
 def test_the_result_of_a_stage_and_the_intent_of_the_next_are_one_commit() -> None:
     flow = a_running_flow(serially([task("h1", "copy"), task("h1", "switch")]))
     flow.host_says("copy")
@@ -211,6 +228,8 @@ def test_the_result_of_a_stage_and_the_intent_of_the_next_are_one_commit() -> No
     assert [leaf.verb for leaf in commit.new_leaves] == ["switch"]
 
 
+@pytest.mark.rule("semantics §1: SKIPPED planned, never begun, with the culprit named")
+@pytest.mark.rule("semantics §2: the next starts when the former has ended well; after a failure the rest is SKIPPED")
 def test_after_a_failure_the_rest_is_skipped_and_the_culprit_named() -> None:
     flow = a_running_flow(
         serially(
@@ -260,6 +279,7 @@ def test_the_culprit_is_the_part_that_failed_not_what_it_is_part_of() -> None:
     assert error.metadata["step_id"] == flow.step("B").step_id
 
 
+@pytest.mark.rule("semantics §2: Concurrent children are validated and executed in their parent's turn and ride in its")
 def test_a_serial_child_is_planned_when_its_turn_comes() -> None:
     flow = a_running_flow(serially([task("h1", "copy"), a_child("Next")]), {"Next": task("h2", "merge")})
     assert len(flow.store.commands) == 1
@@ -282,6 +302,7 @@ def test_a_long_chain_of_children_needs_no_recursion() -> None:
 # --- best effort -----------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.rule("semantics §2: Best effort: may fail without failing what is above it; its step says FAILED, the job")
 @pytest.mark.parametrize("result", ["CLEAN_SUCCESS", "CLEAN_FAILURE"])
 def test_what_is_best_effort_may_fail_without_failing_the_job(result: str) -> None:
     flow = a_running_flow(
@@ -317,6 +338,7 @@ def test_a_lost_task_that_is_best_effort_does_not_fail_the_job() -> None:
 # --- tasks that are lost, dirty, or refused --------------------------------------------------------------------------
 
 
+@pytest.mark.rule("semantics §1: ExecutionStatus `UNKNOWN` its truth was lost, with a reason")
 def test_the_step_of_a_lost_task_is_unknown_and_the_job_failed() -> None:
     flow = a_running_flow(task("h1", "copy", step="COPY_IMAGE", entity=DISK))
     flow.loses("copy")
@@ -379,6 +401,7 @@ def test_a_call_keeps_its_answer() -> None:
 # --- refused before anything began -----------------------------------------------------------------------------------
 
 
+@pytest.mark.rule("semantics §2: What `validate` or a lock refuses is a stored job too: VALIDATION FAILED with the")
 def test_what_validate_refuses_is_a_stored_job_that_failed() -> None:
     flow = a_running_flow(Script(refused=REFUSED, locks=[VM]))
     assert (flow.commits, flow.answers, flow.ended()) == (1, 1, Status.FAILED)
@@ -464,6 +487,7 @@ def _lines_run(children: int) -> int:
     return lines
 
 
+@pytest.mark.rule("semantics §4: Description and subject names are resolved when the job is created")
 def test_the_job_is_named_before_it_is_stored_and_never_after() -> None:
     flow = a_flow(W1)
     flow.hold = {"plan"}

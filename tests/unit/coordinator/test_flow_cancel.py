@@ -39,6 +39,7 @@ def stops(flow: Scenario, verb: str) -> None:
 # --- what a cancel does ----------------------------------------------------------------------------------------------
 
 
+@pytest.mark.rule("semantics §1: ExecutionStatus `ABORTED` stopped on request")
 def test_a_cancelled_job_stops_its_running_tasks() -> None:
     flow = a_running_flow(THEN_MORE)
     flow.cancel()
@@ -114,6 +115,7 @@ def test_a_stop_that_could_not_roll_back_has_failed_also_after_a_crash() -> None
     assert flow.statuses()["BOTH"] == "FAILED"
 
 
+@pytest.mark.rule("semantics §2: `call(host, verb, arguments)`: the host has answered")
 def test_calls_are_awaited() -> None:
     flow = a_running_flow(serially([call("h1", "createVm"), WORK]))
     flow.cancel()
@@ -153,6 +155,7 @@ def test_a_skipped_part_names_the_cancel() -> None:
 # --- phases ----------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.rule("semantics §8: Cancel a job: while PENDING → ABORTED, no host call")
 def test_a_job_that_is_cancelled_while_it_is_planned_calls_no_host() -> None:
     flow = a_flow(Script(WORK, locks=[VM]))
     flow.hold = {"plan"}
@@ -209,6 +212,7 @@ def test_a_cancel_while_the_end_method_runs_is_too_late() -> None:
     assert (reason(flow), flow.ended()) == ("NOT_CANCELABLE", Status.FINISHED)
 
 
+@pytest.mark.rule("semantics §8: Racing with completion → the one terminal transition decides, the reply says which")
 def test_a_cancel_amid_the_last_commit_is_too_late() -> None:
     flow = a_running_flow(WORK)
     flow.hold = {"commit"}
@@ -240,6 +244,7 @@ def test_a_cancel_while_an_end_method_of_a_child_waits_is_taken() -> None:
 # --- kinds -----------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.rule("semantics §8: While running → by the command type's kind: `NONE`")
 @pytest.mark.parametrize("planning", [True, False])
 def test_some_commands_cannot_be_cancelled(planning: bool) -> None:
     flow = a_flow(WORK, cancel=Cancel.NONE)
@@ -253,6 +258,7 @@ def test_some_commands_cannot_be_cancelled(planning: bool) -> None:
     assert flow.ended() is Status.FINISHED
 
 
+@pytest.mark.rule("semantics §8: While running → by the command type's kind: `BEFORE_START`")
 def test_some_commands_can_be_cancelled_before_they_start_only() -> None:
     flow = a_running_flow(WORK, cancel=Cancel.BEFORE_START)
     assert flow.job.cancelable is Cancel.NONE
@@ -271,6 +277,7 @@ def test_before_they_start_they_are_aborted() -> None:
 TO_THE_OTHER_SIDE = serially([task("h1", "copy"), task("h1", "switch", no_return=True), task("h1", "drop")])
 
 
+@pytest.mark.rule("semantics §8: `FINISH_FORWARD`: like REVERT until a node marked `no_return` has begun")
 def test_until_the_point_of_no_return_a_cancel_reverts() -> None:
     flow = a_running_flow(TO_THE_OTHER_SIDE, cancel=Cancel.FINISH_FORWARD)
     assert flow.job.cancelable is Cancel.FINISH_FORWARD
@@ -279,6 +286,7 @@ def test_until_the_point_of_no_return_a_cancel_reverts() -> None:
     assert flow.ended() is Status.ABORTED
 
 
+@pytest.mark.rule("semantics §8: `FINISH_FORWARD`: like REVERT until a node marked `no_return` has begun, afterwards")
 def test_past_the_point_of_no_return_a_cancel_is_refused() -> None:
     flow = a_running_flow(TO_THE_OTHER_SIDE, cancel=Cancel.FINISH_FORWARD)
     flow.host_says("copy")
@@ -290,6 +298,7 @@ def test_past_the_point_of_no_return_a_cancel_is_refused() -> None:
     assert reason(flow, 2) == "PAST_NO_RETURN"
 
 
+@pytest.mark.rule("semantics §8: `FINISH_FORWARD`: like REVERT until a node marked `no_return` has begun (default: the")
 @pytest.mark.parametrize("plan", [WORK, concurrently([a_child("One")]), serially([nothing(), WORK])])
 def test_a_plan_that_names_no_point_of_no_return_has_it_where_it_begins(plan: Plan) -> None:
     flow = a_running_flow(plan, {"One": WORK}, cancel=Cancel.FINISH_FORWARD)
@@ -306,6 +315,7 @@ def test_a_point_of_no_return_that_a_cancel_keeps_from_beginning_is_never_passed
     assert flow.job.cancelable is Cancel.NONE
 
 
+@pytest.mark.rule("semantics §8: While running → by the command type's kind, shown as `cancelable`")
 @pytest.mark.parametrize("kind", list(Cancel))
 def test_what_is_shown_of_a_kind_is_shown_until_it_is_no_longer_true(kind: Cancel) -> None:
     flow = a_flow(WORK, cancel=kind)
@@ -333,6 +343,7 @@ def test_a_cancel_goes_on_after_a_crash() -> None:
     assert flow.event_types() == ["JOB_CANCELED"]
 
 
+@pytest.mark.rule("semantics §2: Every flow goes on: what was not recorded has had no effect")
 def test_a_cancel_that_was_not_stored_has_not_been() -> None:
     flow = a_running_flow(THEN_MORE)
     flow.hold = {"commit"}

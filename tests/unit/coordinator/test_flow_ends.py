@@ -33,6 +33,7 @@ def status_of(flow: Scenario, entity: object = DISK) -> str:
 # --- end methods -----------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.rule("semantics §2: The end method runs, always, exactly once in effect: they go with the commit that")
 def test_the_notes_of_an_end_ride_in_the_commit_that_ends_the_work() -> None:
     flow = a_running_flow(Script(WORK, ends={DISK: "OK"}), entities=[DISK])
     flow.host_says("work")
@@ -40,10 +41,12 @@ def test_the_notes_of_an_end_ride_in_the_commit_that_ends_the_work() -> None:
     assert (flow.tree.root.command_id, "end") in flow.store.commits[-1].notes
 
 
+@pytest.mark.rule("semantics §2: A FINALIZATION step is shown when the plan had work")
 def test_finalization_is_shown_when_the_plan_had_work() -> None:
     assert "FINALIZATION" in a_running_flow(serially([concurrently([WORK])])).statuses()
 
 
+@pytest.mark.rule("semantics §2: A FINALIZATION step is shown when the plan had work")
 @pytest.mark.parametrize("plan", [serially([]), concurrently([concurrently([]), serially([])])])
 def test_finalization_is_not_shown_when_the_plan_had_none(plan: Plan) -> None:
     flow = a_running_flow(plan)
@@ -51,6 +54,7 @@ def test_finalization_is_not_shown_when_the_plan_had_none(plan: Plan) -> None:
     assert "FINALIZATION" not in flow.statuses()
 
 
+@pytest.mark.rule("semantics §2: If it raises: attempts are counted durably before the second, growing delay")
 def test_an_end_method_that_raises_runs_again_after_a_pause_that_grows() -> None:
     flow = a_running_flow(Script(WORK, end_raises=3))
     flow.host_says("work")
@@ -64,6 +68,8 @@ def test_an_end_method_that_raises_runs_again_after_a_pause_that_grows() -> None
     assert pauses == sorted(set(pauses))
 
 
+@pytest.mark.rule("semantics §2: If it raises: attempts are counted durably before the second")
+@pytest.mark.rule('semantics §1: "Work over" and "end method ran" are different facts; keep both')
 def test_attempts_are_counted_durably_before_they_are_made() -> None:
     flow = a_running_flow(Script(WORK, end_raises=3))
     flow.host_says("work")
@@ -72,6 +78,7 @@ def test_attempts_are_counted_durably_before_they_are_made() -> None:
     assert flow.child("Root").end_attempts == 3
 
 
+@pytest.mark.rule("semantics §2: If it raises: up to a limit, then FAILED with the error")
 def test_after_so_many_attempts_it_is_given_up_visibly() -> None:
     flow = a_running_flow(Script(WORK, end_raises=99))
     flow.host_says("work")
@@ -109,6 +116,7 @@ def test_an_end_method_that_kills_its_process_each_time_is_given_up() -> None:
     assert flow.event_types() == ["END_METHOD_GAVE_UP"]
 
 
+@pytest.mark.rule("semantics §2: The end method runs, always, exactly once in effect")
 def test_one_crash_amid_an_end_method_is_no_reason_to_give_up() -> None:
     flow = a_running_flow(Script(WORK, end_raises=1, ends={DISK: "OK"}), entities=[DISK])
     flow.hold = {"end"}
@@ -146,6 +154,7 @@ def test_what_follows_an_end_that_is_given_up_by_who_finds_it_is_done() -> None:
 # --- compensation ----------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.rule("semantics §6: A command that ends FAILED or ABORTED undoes them in the commit that ends it")
 def test_a_command_that_fails_undoes_its_changes_in_the_commit_that_ends_it() -> None:
     flow = a_running_flow(Script(WORK, changes={DISK: "LOCKED"}), entities=[DISK])
     assert status_of(flow) == "LOCKED"
@@ -159,6 +168,7 @@ def test_a_command_that_ends_well_undoes_nothing() -> None:
     assert (flow.ended(), status_of(flow)) == (Status.FINISHED, "LOCKED")
 
 
+@pytest.mark.rule("semantics §6: A command that ends FAILED or ABORTED undoes them newest first")
 def test_changes_are_undone_newest_first() -> None:
     flow = a_running_flow(Script(task("h1", "work"), changes={DISK: "LOCKED", VM: "LOCKED"}), entities=[DISK, VM])
     flow.host_says("work", "CLEAN_SUCCESS")
@@ -173,6 +183,7 @@ def test_an_entity_that_was_created_is_removed_again() -> None:
     assert status_of(flow) == ""
 
 
+@pytest.mark.rule("semantics §6: An entity named by a node that had begun and is not known to be rolled back becomes")
 @pytest.mark.parametrize("created", [True, False])
 def test_an_entity_whose_work_was_not_rolled_back_is_illegal(created: bool) -> None:
     flow = a_running_flow(Script(WORK, changes={DISK: "LOCKED"}), entities=[] if created else [DISK])
@@ -181,6 +192,7 @@ def test_an_entity_whose_work_was_not_rolled_back_is_illegal(created: bool) -> N
     assert sorted(flow.event_types()) == ["ENTITY_ILLEGAL", "TASK_NOT_ROLLED_BACK"]
 
 
+@pytest.mark.rule("semantics §6: An entity named by a node that had begun and is not known to be rolled back becomes")
 def test_an_entity_whose_task_was_lost_is_illegal() -> None:
     flow = a_running_flow(Script(WORK, changes={DISK: "LOCKED"}), entities=[DISK])
     flow.loses("work")
@@ -218,6 +230,7 @@ def test_an_entity_that_no_work_named_is_what_it_was() -> None:
     assert (status_of(flow), status_of(flow, DISK_2)) == ("ILLEGAL", "OK")
 
 
+@pytest.mark.rule("semantics §6: An entity named by a node that had begun and is not known to be rolled back becomes")
 def test_an_entity_whose_work_never_began_is_what_it_was() -> None:
     plan = serially([task("h1", "first"), WORK])
     flow = a_running_flow(Script(plan, changes={DISK: "LOCKED"}), entities=[DISK])
@@ -234,6 +247,7 @@ def test_an_illegal_entity_that_the_flow_had_removed_is_there_again() -> None:
     assert (entity.status, entity.name, entity.declared) == ("ILLEGAL", "disk one", {"host_id": "h1"})
 
 
+@pytest.mark.rule("semantics §6: a command may decide otherwise")
 def test_a_command_with_an_end_method_of_its_own_decides_itself() -> None:
     flow = a_running_flow(Script(WORK, changes={DISK: "LOCKED"}, ends={DISK: "ILLEGAL"}), entities=[DISK])
     flow.host_says("work", "CLEAN_SUCCESS")
@@ -261,6 +275,7 @@ def test_a_child_that_fails_undoes_its_own_changes_alone() -> None:
     assert status_of(flow, VM) == "OK"
 
 
+@pytest.mark.rule("semantics §6: A command that ends FAILED or ABORTED undoes them")
 def test_a_cancelled_command_undoes_its_changes() -> None:
     flow = a_running_flow(Script(WORK, changes={DISK: "LOCKED"}), entities=[DISK])
     flow.cancel()
@@ -271,6 +286,7 @@ def test_a_cancelled_command_undoes_its_changes() -> None:
 # --- changes between stages ------------------------------------------------------------------------------------------
 
 
+@pytest.mark.rule("semantics §2: `change(entity …)`: committed")
 def test_a_change_is_committed_with_what_it_follows_and_what_follows_it() -> None:
     flow = a_running_flow(serially([task("h1", "copy"), TO_H2, task("h1", "drop")]), entities=[DISK])
     flow.host_says("copy")
@@ -279,6 +295,7 @@ def test_a_change_is_committed_with_what_it_follows_and_what_follows_it() -> Non
     assert flow.store.entity(DISK).declared == {"host_id": "h2"}
 
 
+@pytest.mark.rule("semantics §2: a restart goes on there and repeats nothing before it")
 def test_a_change_is_made_once_whatever_crashes() -> None:
     flow = a_running_flow(serially([task("h1", "copy"), TO_H2, task("h1", "drop")]), entities=[DISK])
     flow.hold = {"commit"}

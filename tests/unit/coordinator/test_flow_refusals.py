@@ -38,6 +38,7 @@ def a_flow_among_others(plan: Script, children: dict[str, Script] | None = None,
 # --- LOCKED ----------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.rule("semantics §2: What `validate` or a lock refuses is a stored job too: VALIDATION FAILED with the")
 def test_a_lock_that_another_job_holds_refuses_the_command_before_it_begins() -> None:
     flow = a_flow_among_others(Script(WORK, locks=[DISK, VM], changes={DISK: "LOCKED"}), entities=[DISK]).submit()
     assert (flow.ended(), flow.commits, flow.answers) == (Status.FAILED, 1, 1)
@@ -152,6 +153,7 @@ def test_code_that_runs_while_a_commit_is_refused_is_waited_for() -> None:
 # --- CONFLICT --------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.rule("semantics §2: An entity that changed meanwhile: validate and execute again")
 def test_a_plan_that_read_what_has_changed_is_made_again() -> None:
     flow = a_flow(Script(WORK, reads=[VM]), entities=[VM])
     flow.hold = {"commit"}
@@ -163,6 +165,7 @@ def test_a_plan_that_read_what_has_changed_is_made_again() -> None:
     assert (flow.commits, flow.answers, flow.verbs()) == (1, 1, ["work"])
 
 
+@pytest.mark.rule("semantics §2: An entity that changed meanwhile: at most 3 times, then FAILED `CONFLICT`")
 def test_it_is_made_again_at_most_so_often() -> None:
     flow = a_flow(Script(WORK, reads=[VM]), entities=[VM])
     flow.store.refusals = [conflict(VM) for _ in range(CONFLICTS + 1)]
@@ -343,6 +346,7 @@ def test_a_lock_that_nobody_here_wanted_is_waited_for() -> None:
 # --- planning that takes long ----------------------------------------------------------------------------------------
 
 
+@pytest.mark.rule("semantics §2: Planning that takes over 50 ms: the job is committed (VALIDATION STARTED) and")
 def test_when_planning_takes_long_the_job_is_stored_and_answered_alone() -> None:
     flow = a_flow(WORK)
     flow.hold = {"plan"}

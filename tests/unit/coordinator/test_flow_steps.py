@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pytest
 from tests.unit.coordinator.flow_scenario import BROKEN, DISK, VM, Scenario, a_child, a_flow, a_running_flow
 
 from coordinator.plan import call, concurrently, nothing, serially, task
@@ -25,6 +26,9 @@ def shape(flow: Scenario) -> list[tuple[str, str, int]]:
     ]
 
 
+@pytest.mark.rule("semantics §4: Planned steps are there from the start as PENDING, in order (`number` among siblings)")
+@pytest.mark.rule("semantics §1: ExecutionStatus (job and step): `PENDING` planned, not begun")
+@pytest.mark.rule("semantics §2: Plans are small trees, and the step tree grows out of them")
 def test_planned_steps_are_there_from_the_start_in_order() -> None:
     flow = a_running_flow(PARTS)
     assert shape(flow) == [
@@ -47,6 +51,7 @@ def test_planned_steps_are_there_from_the_start_in_order() -> None:
     }
 
 
+@pytest.mark.rule("semantics §4: Planned steps others are added as they become known")
 def test_steps_of_a_child_come_under_the_step_that_names_it_as_they_become_known() -> None:
     flow = a_running_flow(serially([task("h1", "a"), a_child("One", step="ONE")]), {"One": PARTS})
     assert [kind for kind, _, _ in shape(flow)] == ["VALIDATION", "EXECUTION", "ONE", "FINALIZATION"]
@@ -54,11 +59,14 @@ def test_steps_of_a_child_come_under_the_step_that_names_it_as_they_become_known
     assert shape(flow)[2:5] == [("ONE", "EXECUTION", 0), ("BOTH", "ONE", 0), ("A", "BOTH", 0)]
 
 
+@pytest.mark.rule("semantics §2: A child shows no steps and makes no job unless asked to")
 def test_a_child_shows_nothing_unless_it_is_asked_to() -> None:
     flow = a_running_flow(a_child("One"), {"One": task("h1", "a")})
     assert list(flow.statuses()) == ["VALIDATION", "EXECUTION", "FINALIZATION"]
 
 
+@pytest.mark.rule("semantics §2: a node that names a step makes that step, and a host task under it lends it its")
+@pytest.mark.rule("semantics §4: Task steps sit under EXECUTION with external id = task id")
 def test_a_task_lends_its_id_to_the_step_above_it() -> None:
     flow = a_running_flow(a_child("One", step="DELETE_IMAGE"), {"One": task("h1", "delete")})
     assert flow.step("DELETE_IMAGE").external_id == flow.leaf("delete").task_id
@@ -78,6 +86,7 @@ def test_a_step_keeps_the_first_id_and_a_call_lends_none() -> None:
     assert flow.step("ALL").external_id == first
 
 
+@pytest.mark.rule("semantics §2: Plans are small trees: a node may name its step type, weight, subjects")
 def test_a_step_is_about_the_entity_of_its_work_unless_it_says_otherwise() -> None:
     flow = a_flow(concurrently([task("h1", "a", entity=DISK, step="A"), task("h1", "b", subjects=(VM,), step="B")]))
     flow.hold = {"plan"}
@@ -105,6 +114,7 @@ def test_a_leaf_names_the_step_that_shows_it() -> None:
 # --- progress --------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.rule("semantics §4: Progress of a job is the weighted progress of its steps")
 def test_progress_is_that_of_the_parts_by_their_weight() -> None:
     flow = a_running_flow(concurrently([task("h1", "a", weight=3, step="A"), task("h1", "b", step="B")]))
     flow.host_says("a", "", progress=50)
@@ -123,6 +133,7 @@ def test_progress_goes_up_through_children() -> None:
     assert (flow.step("ONE").progress, flow.job.progress) == (50, 25)
 
 
+@pytest.mark.rule("semantics §4: Progress of a job is the weighted progress of its steps, never falls")
 def test_progress_never_falls() -> None:
     flow = a_running_flow(task("h1", "a", step="A"))
     flow.host_says("a", "", progress=80)
@@ -136,6 +147,7 @@ def test_progress_never_falls() -> None:
     assert flow.job.progress == 80
 
 
+@pytest.mark.rule("semantics §4: Progress of a job is 100 only when FINISHED")
 def test_progress_is_complete_only_when_the_job_is_finished() -> None:
     flow = a_running_flow(task("h1", "a", step="A"))
     flow.host_says("a", "", progress=100)

@@ -9,6 +9,7 @@ import os
 from collections import Counter
 from random import Random
 
+import pytest
 from hypothesis import HealthCheck, event, given, settings
 from hypothesis import strategies as st
 from tests.unit.coordinator.flow_storm import Storm
@@ -26,6 +27,12 @@ def weather(rng: Random) -> Storm:
     return storm
 
 
+@pytest.mark.rule("semantics §2: A command never ends early")
+@pytest.mark.rule("semantics §2: Not while one expected node is missing, unstarted or running")
+@pytest.mark.rule("semantics §2: Success reported with less done than declared must be impossible")
+@pytest.mark.rule("semantics §2: The end method runs, always, exactly once in effect")
+@pytest.mark.rule("semantics §2: A job in an end status has no lock, no live command, no running task, no open step")
+@pytest.mark.rule("semantics §8: It must be empty after anything")
 @settings(
     max_examples=STORMS,
     deadline=None,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pytest
 from tests.unit.coordinator.flow_scenario import VM, Scenario, Script, a_child, a_flow, a_running_flow
 
 from coordinator import events as ev
@@ -19,6 +20,7 @@ def a_wait_after_a_call(number: int = 5, incarnation: str = "i1") -> Scenario:
     return flow
 
 
+@pytest.mark.rule("semantics §2: `wait_for(entity, until, fails_if, deadline, after)`: an observation of the entity")
 def test_a_wait_is_over_when_the_entity_is_seen() -> None:
     flow = a_wait_after_a_call()
     assert list(flow.tree.waits_for()) == [VM]
@@ -27,6 +29,7 @@ def test_a_wait_is_over_when_the_entity_is_seen() -> None:
     assert list(flow.tree.waits_for()) == []
 
 
+@pytest.mark.rule("semantics §2: `wait_for(entity, until, fails_if, deadline, after)`: an observation of the entity")
 def test_a_wait_is_stored_with_its_condition() -> None:
     flow = a_wait_after_a_call()
     [wait] = [leaf for leaf in flow.store.leaves.values() if leaf.kind is LeafKind.WAIT]
@@ -38,6 +41,7 @@ def test_a_wait_is_stored_with_its_condition() -> None:
     assert wait.entity == VM
 
 
+@pytest.mark.rule("semantics §2: the commit that stores a wait answers with the entity as it is, so nothing seen")
 def test_what_was_seen_before_the_wait_was_stored_is_not_missed() -> None:
     flow = a_running_flow(RUN)
     flow.sees(VM, "UP", 6)  # nobody waits yet
@@ -53,6 +57,7 @@ def test_what_was_seen_while_nobody_ran_the_flow_is_not_missed() -> None:
     assert flow.ended() is Status.FINISHED
 
 
+@pytest.mark.rule("semantics §2: `wait_for`: observations older than `after` (the number that the preceding call")
 def test_an_observation_up_to_the_number_that_the_call_returned_is_ignored() -> None:
     flow = a_wait_after_a_call(number=5)
     flow.sees(VM, "DOWN", 4)
@@ -101,6 +106,7 @@ def test_two_waits_in_a_row_follow_the_same_call() -> None:
     assert flow.ended() is Status.FINISHED
 
 
+@pytest.mark.rule("semantics §2: `wait_for(entity, until, fails_if, deadline, after)`: an observation of the entity")
 def test_a_wait_that_sees_what_it_was_told_to_take_as_failure_fails() -> None:
     flow = a_wait_after_a_call()
     flow.sees(VM, "ERROR", 6)

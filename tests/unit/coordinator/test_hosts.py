@@ -50,6 +50,7 @@ def test_a_finished_task_is_reported_once_with_its_answer() -> None:
     assert len(book) == 0
 
 
+@pytest.mark.rule("semantics §1: A failed task is finished; only its result tells")
 def test_a_failed_task_is_reported_with_its_error() -> None:
     status = a_status("t1", FINISHED)
     status.result = jobs_pb2.TASK_RESULT_CLEAN_FAILURE
@@ -125,6 +126,7 @@ def test_a_host_cannot_deny_what_it_was_not_known_to_have_when_it_was_asked() ->
     assert book.denied(question, set()) == ([], [])
 
 
+@pytest.mark.rule("semantics §3: Lost = the host denies a task whose acceptance we saw, in the same incarnation")
 def test_a_start_that_nobody_answered_is_never_lost() -> None:
     book = a_book("t1", accepted=False)
 

@@ -101,6 +101,7 @@ plans = st.recursive(
 )
 
 
+@pytest.mark.rule("semantics §2: Plans are small trees: a node may name its step type, weight, subjects, and be best")
 @given(plans)
 def test_a_plan_survives_json_unchanged(plan: Plan) -> None:
     assert through_json(plan) == plan

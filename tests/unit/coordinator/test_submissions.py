@@ -42,10 +42,12 @@ def test_a_job_takes_owner_and_correlation_id_from_the_call() -> None:
     assert (job.owner, job.correlation_id) == ("anna", "corr-1")
 
 
+@pytest.mark.rule("semantics §2: Correlation id: given, else the parent's, else made")
 def test_the_correlation_id_of_the_request_goes_first() -> None:
     assert read(a_request(correlation_id="mine")).correlation_id == "mine"
 
 
+@pytest.mark.rule("semantics §2: Unknown fields are kept and ignored")
 def test_unknown_parameters_are_kept() -> None:
     assert read(a_request(parameters={"vm_id": "vm-1", "colour": "red"})).parameters["colour"] == "red"
 
@@ -65,12 +67,14 @@ def test_a_missing_command_type_names_the_field() -> None:
     assert fields_of(refusal(a_request(""))) == ["command_type"]
 
 
+@pytest.mark.rule("semantics §2: It and the shape of the parameters are checked: bad → the call is refused (RPC error")
 def test_every_bad_parameter_is_named_at_once() -> None:
     error = refusal(a_request("AddDisk", {"disk_id": "", "size_mb": "many"}))
     assert error.reason == "PARAMETERS_INVALID"
     assert fields_of(error) == ["parameters.disk_id", "parameters.size_mb", "parameters.host_id"]
 
 
+@pytest.mark.rule("semantics §4: Correlation id: 1–50 of `[0-9A-Za-z_-]`; anything else is refused, never cut or")
 @pytest.mark.parametrize("bad", ["x" * 51, "a b", "ä", "a/b", "a\nb"])
 def test_a_bad_correlation_id_is_refused_and_never_cut(bad: str) -> None:
     error = refusal(a_request(correlation_id=bad))

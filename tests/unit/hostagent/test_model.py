@@ -23,6 +23,7 @@ def with_volume(volume_id: str = "v") -> Model:
     return model
 
 
+@pytest.mark.rule("semantics §3: ILLEGAL before writing, LEGAL and generation + 1 at the end")
 def test_a_volume_is_illegal_until_it_is_made() -> None:
     model = a_model()
     model.begin_making("v", 10, "t1")
@@ -31,6 +32,7 @@ def test_a_volume_is_illegal_until_it_is_made() -> None:
     assert model.volume("v") == Volume(10, Legality.LEGAL, 1, writer="", maker="t1")
 
 
+@pytest.mark.rule("semantics §3: ILLEGAL before writing, LEGAL and generation + 1 at the end")
 def test_a_volume_is_illegal_while_it_is_written_and_has_the_next_generation_then() -> None:
     model = with_volume()
     model.begin_writing("v", "t1")

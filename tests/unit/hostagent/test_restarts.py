@@ -20,6 +20,7 @@ async def begin(agent: Agent, verb: str) -> None:
     await (await agent.host.begun("t1")).recover_by("first")
 
 
+@pytest.mark.rule("semantics §3: Tasks survive the agent: over but not cleared → same result is reported; unfinished")
 async def test_what_was_over_is_told_as_it_was() -> None:
     async with an_agent() as agent:
         await agent.start("t1")
@@ -45,6 +46,7 @@ async def test_what_never_began_is_run_whatever_its_verb_declares() -> None:
             assert (await agent.finish(task_id)).result is SUCCESS
 
 
+@pytest.mark.rule("semantics §3: Tasks survive the agent: over but not cleared → same result is reported; unfinished")
 async def test_a_resumable_task_is_run_again() -> None:
     async with an_agent() as agent:
         await begin(agent, "resumable")
@@ -58,6 +60,7 @@ async def test_a_resumable_task_is_run_again() -> None:
         assert agent.host.recovered == ["first"]
 
 
+@pytest.mark.rule("semantics §3: Tasks survive the agent: over but not cleared → same result is reported; unfinished")
 async def test_an_undoable_task_is_rolled_back() -> None:
     async with an_agent() as agent:
         await begin(agent, "undoable")
@@ -76,6 +79,7 @@ async def test_an_undoable_task_that_cannot_be_rolled_back_says_so() -> None:
         assert (await agent.end_of("t1")).result is CLEAN_FAILURE
 
 
+@pytest.mark.rule("semantics §3: Tasks survive the agent: over but not cleared → same result is reported; unfinished")
 async def test_a_probed_task_that_was_done_is_a_success() -> None:
     async with an_agent() as agent:
         await begin(agent, "probeable")
@@ -130,6 +134,7 @@ async def test_a_revert_that_was_asked_for_is_not_forgotten() -> None:
         assert agent.host.recovered == ["first"]
 
 
+@pytest.mark.rule("semantics §3: Never left running for ever")
 async def test_a_task_whose_verb_is_gone_is_not_left_running() -> None:
     async with an_agent() as agent:
         await agent.start("t1")

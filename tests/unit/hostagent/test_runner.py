@@ -32,6 +32,7 @@ async def test_a_task_is_run_and_its_end_is_in_the_ledger() -> None:
         assert (row.ending, row.progress) == (Ending(SUCCESS, None, {"generation": 1}), 100)
 
 
+@pytest.mark.rule("semantics §3: The id is in the ledger (fsync) before the work begins")
 async def test_a_task_is_in_the_ledger_before_it_is_accepted_and_begins() -> None:
     async with an_agent() as agent:
         agent.ledger.disk.clear()
@@ -84,6 +85,7 @@ async def test_a_task_that_comes_twice_at_once_runs_once() -> None:
         assert agent.host.performed == ["t1"]
 
 
+@pytest.mark.rule("semantics §3: Starting the same id with the same arguments again is a success and changes nothing")
 @pytest.mark.parametrize(
     ("again", "reason"),
     [
@@ -120,6 +122,7 @@ async def test_a_refused_start_leaves_nothing() -> None:
         await agent.start("t1")
 
 
+@pytest.mark.rule("semantics §3: Fencing: StartTasks carry flow command id and epoch; older than the newest seen for")
 async def test_an_older_owner_of_a_flow_can_start_nothing() -> None:
     async with an_agent() as agent:
         await agent.start("t1", epoch=3)
@@ -134,6 +137,8 @@ async def test_a_repeat_by_a_newer_owner_fences_the_older() -> None:
         assert await agent.start_all(a_spec("t1", epoch=1)) == ["STALE_EPOCH"]
 
 
+@pytest.mark.rule("semantics §3: Bounded workers (10) and queue (500), by priority")
+@pytest.mark.rule("semantics §3: a full queue refuses with a retryable code")
 async def test_a_full_queue_refuses_for_now() -> None:
     async with an_agent(workers=1, queue=2) as agent:
         await agent.start("t1")
@@ -147,6 +152,8 @@ async def test_a_full_queue_refuses_for_now() -> None:
         assert await agent.start_all(a_spec("t4")) == [None]
 
 
+@pytest.mark.rule("semantics §3: Cleared ids are remembered: starting one answers `ALREADY_CLEARED`")
+@pytest.mark.rule("semantics §2: an unknown id counts as cleared")
 async def test_a_cleared_id_is_not_used_again() -> None:
     async with an_agent() as agent:
         await agent.start("t1")
@@ -156,6 +163,7 @@ async def test_a_cleared_id_is_not_used_again() -> None:
         assert agent.host.forgotten == ["t1"]
 
 
+@pytest.mark.rule("semantics §3: Cleared ids are remembered 7 days")
 async def test_cleared_ids_are_forgotten_after_their_days() -> None:
     async with an_agent(cleared_days=7) as agent:
         await agent.runner.clear(["t1"])
@@ -167,6 +175,7 @@ async def test_cleared_ids_are_forgotten_after_their_days() -> None:
 # Running.
 
 
+@pytest.mark.rule("semantics §3: Bounded workers (10) and queue (500), by priority")
 async def test_the_more_urgent_task_goes_first() -> None:
     async with an_agent(workers=1) as agent:
         await agent.start("t0")
@@ -177,6 +186,7 @@ async def test_the_more_urgent_task_goes_first() -> None:
         assert agent.host.performed == ["t0", "t2", "t4", "t1", "t3"]
 
 
+@pytest.mark.rule("semantics §3: Bounded workers (10) and queue (500), by priority")
 async def test_no_more_tasks_run_at_once_than_there_are_workers() -> None:
     async with an_agent(workers=3) as agent:
         ids = [f"t{number}" for number in range(10)]
@@ -207,6 +217,7 @@ async def test_progress_is_in_the_ledger_and_never_falls() -> None:
         assert (await agent.in_ledger("t1")).progress == agent.record("t1").task.progress == 40
 
 
+@pytest.mark.rule("semantics §3: The id is in the ledger (fsync) before the work begins; results are published after")
 async def test_the_end_of_a_task_is_told_when_it_is_in_the_ledger() -> None:
     async with an_agent() as agent:
         with agent.runner.watch() as watcher:
@@ -251,6 +262,7 @@ async def test_a_silent_task_is_told_of_to_nobody() -> None:
 # Failing.
 
 
+@pytest.mark.rule("semantics §3: A task registers recovery actions as it goes; on failure or stop they run last in")
 async def test_a_failed_task_is_rolled_back_last_in_first_out() -> None:
     async with an_agent() as agent:
         await agent.start("t1")
@@ -272,6 +284,7 @@ async def test_a_recovery_action_is_in_the_ledger_before_the_work_goes_on() -> N
         assert action == ("first", {"object_id": "o"})
 
 
+@pytest.mark.rule("semantics §3: If one fails → CLEAN_FAILURE")
 async def test_a_task_whose_roll_back_fails_says_so_and_names_the_object() -> None:
     async with an_agent() as agent:
         agent.host.broken_actions = {"second"}
@@ -298,6 +311,7 @@ async def test_a_verb_with_a_defect_fails_its_task_alone() -> None:
         assert (await agent.finish("t2")).result is SUCCESS
 
 
+@pytest.mark.rule("semantics §3: No query ever answers success for a lost task")
 async def test_a_task_that_its_host_lost_is_denied() -> None:
     async with an_agent() as agent:
         await agent.start("t1")
@@ -313,6 +327,8 @@ async def test_a_task_that_its_host_lost_is_denied() -> None:
 # Stopping.
 
 
+@pytest.mark.rule("semantics §3: A task registers recovery actions as it goes; on failure or stop they run last in")
+@pytest.mark.rule('semantics §3: States move: stop: → ABORTING → (CLEANING) → FINISHED, CLEAN_SUCCESS, code "aborted"')
 async def test_a_stopped_task_is_rolled_back_and_ends_aborted() -> None:
     async with an_agent() as agent:
         await agent.start("t1")
@@ -364,6 +380,7 @@ async def test_a_stop_does_not_interrupt_an_effect() -> None:
         assert (await agent.finish("t1")).result is SUCCESS
 
 
+@pytest.mark.rule("semantics §3: Fencing: StopTask carry flow command id and epoch; older than the newest seen for")
 async def test_a_stop_by_an_older_owner_is_refused() -> None:
     async with an_agent() as agent:
         await agent.start("t1", epoch=2)
@@ -391,6 +408,7 @@ async def test_an_unknown_task_is_named(ask: str) -> None:
 # Reverting and clearing.
 
 
+@pytest.mark.rule("semantics §3: Revert only when finished: runs recovery, ends CLEAN_SUCCESS")
 async def test_a_finished_task_can_be_taken_back() -> None:
     async with an_agent() as agent:
         await agent.start("t1")
@@ -411,6 +429,7 @@ async def test_a_running_task_cannot_be_taken_back() -> None:
         assert refused.value.reason == "TASK_STATE"
 
 
+@pytest.mark.rule("semantics §3: Clear only when over; afterwards the id is unknown")
 async def test_only_what_is_over_is_cleared() -> None:
     async with an_agent() as agent:
         await agent.start_all(a_spec("t1"), a_spec("t2"))
@@ -423,6 +442,7 @@ async def test_only_what_is_over_is_cleared() -> None:
 # Calls.
 
 
+@pytest.mark.rule("semantics §2: `call(host, verb, arguments)`: the host has answered (a short verb; a repeat is")
 async def test_a_call_answers_and_its_repeat_answers_the_same() -> None:
     async with an_agent() as agent:
         calls = [asyncio.create_task(agent.runner.call(a_spec("c1", "short"))) for _ in range(2)]

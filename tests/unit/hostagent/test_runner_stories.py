@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Awaitable, Callable
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from tests.unit.hostagent.scripted_host import OWNER, Agent, a_spec, an_agent
@@ -122,6 +123,7 @@ class Story:
         assert self.agent.runner.running == self.agent.runner.waiting == 0
 
 
+@pytest.mark.rule("semantics §3: Never left running for ever")
 @given(st.lists(steps, max_size=25))
 def test_whatever_happens_the_ledger_and_what_is_told_agree_and_all_tasks_end(story: list[tuple[str, str]]) -> None:
     async def tell() -> None:

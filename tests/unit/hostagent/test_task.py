@@ -64,6 +64,8 @@ LEGAL: dict[str, dict[TaskState, TaskState]] = {
 }
 
 
+@pytest.mark.rule("semantics §3: States move INIT → RUNNING → FINISHED; stop: → ABORTING → (CLEANING) → FINISHED")
+@pytest.mark.rule("semantics §3: Illegal moves are refused")
 @pytest.mark.parametrize(("state", "move"), list(itertools.product(TaskState, MOVES)))
 def test_every_state_takes_the_legal_moves_and_refuses_the_others(state: TaskState, move: str) -> None:
     task = a_task(state)
@@ -84,6 +86,7 @@ def test_a_task_waits_runs_and_succeeds() -> None:
     assert task.ending == Ending(SUCCESS, None, {"generation": 2})
 
 
+@pytest.mark.rule("semantics §1: A failed task is finished; only its result tells")
 def test_a_task_that_fails_keeps_how_far_it_came() -> None:
     task = Task()
     task.begin()
@@ -113,6 +116,7 @@ def test_work_that_was_done_before_the_stop_reached_it_is_a_success() -> None:
     assert task.ending == Ending(SUCCESS)
 
 
+@pytest.mark.rule("semantics §3: Revert only when finished")
 def test_only_what_is_over_can_be_reverted() -> None:
     for state in (INIT, RUNNING, ABORTING, UNKNOWN):
         with pytest.raises(IllegalMove, match="revert"):
@@ -140,6 +144,7 @@ def test_a_failed_roll_back_can_be_tried_again() -> None:
     assert task.ending == Ending(CLEAN_SUCCESS)
 
 
+@pytest.mark.rule("semantics §3: Progress 0–100 never falls")
 def test_progress_never_falls_and_never_passes_100() -> None:
     task = a_task(RUNNING)
     assert task.advance(30)

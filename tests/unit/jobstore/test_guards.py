@@ -159,6 +159,7 @@ SHARED = Holder("flow-9", "job-9", False, "Reading VM vm-1")
 OURS = Holder("flow-1", "job-of-flow-1", True, "ours")
 
 
+@pytest.mark.rule("semantics §5: Refusal names the holder's job and reason")
 def test_what_another_flow_holds_is_refused_with_its_job_and_reason() -> None:
     [verdict] = judged(guards(holders={("VM", "vm-1"): [OTHERS]}), a_commit(locks=wanting("vm-1")))
     assert isinstance(verdict, Refuse)
@@ -170,16 +171,19 @@ def test_what_another_flow_holds_is_refused_with_its_job_and_reason() -> None:
     }
 
 
+@pytest.mark.rule("semantics §5: Exclusive or shared; all of a command's keys or none")
 def test_shared_locks_go_together() -> None:
     state = guards(holders={("VM", "vm-1"): [SHARED]})
     assert reasons(judged(state, a_commit(locks=wanting("vm-1", exclusive=False)))) == ["Apply"]
 
 
+@pytest.mark.rule("semantics §5: Exclusive or shared; all of a command's keys or none")
 def test_a_shared_lock_keeps_an_exclusive_one_out() -> None:
     state = guards(holders={("VM", "vm-1"): [SHARED]})
     assert reasons(judged(state, a_commit(locks=wanting("vm-1")))) == ["LOCKED"]
 
 
+@pytest.mark.rule("semantics §5: Held by the flow, stored, re-entrant within it")
 def test_a_flows_own_locks_are_no_obstacle_and_not_taken_twice() -> None:
     state = guards(holders={("VM", "vm-1"): [OURS]})
     [verdict] = judged(state, a_commit(locks=wanting("vm-1", "vm-2")))
@@ -187,6 +191,7 @@ def test_a_flows_own_locks_are_no_obstacle_and_not_taken_twice() -> None:
     assert [lock.entity.entity_id for lock in verdict.locks] == ["vm-2"]
 
 
+@pytest.mark.rule("semantics §5: Exclusive or shared; all of a command's keys or none")
 def test_all_locks_are_taken_or_none() -> None:
     state = guards(holders={("VM", "vm-2"): [OTHERS]})
     verdicts = judged(state, a_commit(locks=wanting("vm-1", "vm-2")), a_beginning("flow-2", locks=wanting("vm-1")))
@@ -265,6 +270,7 @@ def test_a_change_counts_from_the_commit_that_makes_it() -> None:
     assert state.versions["VM", "vm-1"] == UNSEEN
 
 
+@pytest.mark.rule("semantics §2: An entity that changed meanwhile: locks first, then validate and execute again")
 def test_locks_are_looked_at_before_versions() -> None:
     """Whoever is refused for a lock can wait for it; a conflict is for those who hold it."""
     state = guards(holders={("VM", "vm-1"): [OTHERS]})
