@@ -288,6 +288,27 @@ async def test_an_unreachable_host_has_neither_failed_nor_succeeded(
     assert told.ended() == {"t1": "SUCCESS"}
 
 
+@pytest.mark.rule("semantics §3: A host task we did not create is left alone")
+@pytest.mark.usefixtures("server")
+async def test_a_task_that_we_did_not_create_is_left_alone(
+    hosts: Hosts, host: ScriptedHost, told: Told, clock: ManualClock
+) -> None:
+    host.publish("theirs", RUNNING, progress=7)
+    await started(hosts, host, "ours")
+    host.publish("theirs", RUNNING, progress=70)
+    rounds = host.script.asked["GetAllTasksStatuses"]
+    await pass_time(clock, lambda: host.script.asked["GetAllTasksStatuses"] >= rounds + 3, step=1.0)
+    host.finish("ours")
+    await until(told.ended)
+    hosts.clear("h1", ["ours"])
+    await until(lambda: told.cleared)
+
+    assert {report.task_id for report in told.reports} == {"ours"}
+    assert told.cleared == ["ours"]
+    assert host.tasks["theirs"].state == RUNNING
+    assert (host.script.asked["StopTask"], host.script.asked["RevertTask"]) == (0, 0)
+
+
 @pytest.mark.rule("semantics §3: Lost = the host denies a task whose acceptance we saw, in the same incarnation")
 @pytest.mark.usefixtures("server")
 async def test_a_task_that_its_host_denies_in_the_same_incarnation_is_lost(

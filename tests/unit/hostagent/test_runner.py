@@ -397,6 +397,20 @@ async def test_a_newer_owner_that_stops_fences_the_older() -> None:
         assert await agent.start_all(a_spec("t2", epoch=1)) == ["STALE_EPOCH"]
 
 
+@pytest.mark.rule("semantics §3: Fencing: Call, and RevertTask carry flow command id and epoch")
+async def test_an_older_owner_of_a_flow_can_neither_call_nor_take_back() -> None:
+    async with an_agent() as agent:
+        await agent.start("t1", epoch=2)
+        await agent.finish("t1")
+        with pytest.raises(WaybillError) as refused_call:
+            await agent.runner.call(a_spec("c1", "short", epoch=1))
+        with pytest.raises(WaybillError) as refused_revert:
+            await agent.runner.revert("t1", FlowOwner("f1", 1))
+        assert (refused_call.value.reason, refused_revert.value.reason) == ("STALE_EPOCH", "STALE_EPOCH")
+        assert agent.host.performed == ["t1"]
+        assert agent.record("t1").task.ending == Ending(SUCCESS)
+
+
 @pytest.mark.parametrize("ask", ["stop", "revert"])
 async def test_an_unknown_task_is_named(ask: str) -> None:
     async with an_agent() as agent:
