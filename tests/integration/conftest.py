@@ -3,7 +3,8 @@
 Fixtures:
 
 * `postgres_url`   session: an own cluster, started once; the URL of its administrative database.
-* `database_url`   a fresh database, copied from a migrated template (about 40 ms), dropped afterwards.
+* `database_url`   a fresh database, copied from a migrated template (about 40 ms), dropped afterwards. What a test
+                   leaves in it must be consistent: see `inconsistent` in the module's markers.
 * `connection`     an asyncpg connection to that database, for looking behind the scenes.
 * `jobstore`       a jobstore's gRPC server on that database, in this process, on a port of its own: `.address`, and
                    its stubs `.journal` (waybill.v1.Journal) and `.reads` (waybill.v1.JobStore).
@@ -114,8 +115,8 @@ async def _make_template(url: str) -> None:
 
 
 @pytest.fixture
-async def database_url(postgres_url: str) -> AsyncIterator[str]:
-    """A fresh, migrated database."""
+async def database_url(postgres_url: str, request: pytest.FixtureRequest) -> AsyncIterator[str]:
+    """A fresh, migrated database. Whatever happened in it, CheckConsistency finds nothing when the test is over."""
     name = f"test_{next(_numbers)}"
     admin = await asyncpg.connect(postgres_url)
     await admin.execute(f"CREATE DATABASE {name} TEMPLATE {TEMPLATE} STRATEGY file_copy")
@@ -124,8 +125,20 @@ async def database_url(postgres_url: str) -> AsyncIterator[str]:
     await connection.execute("UPDATE head SET store_epoch = gen_random_uuid()::text")
     await connection.close()
     yield url_of(postgres_url, name)
+    violations = await _violations(url_of(postgres_url, name)) if _must_be_consistent(request) else []
     await admin.execute(f"DROP DATABASE {name} WITH (FORCE)")
     await admin.close()
+    assert violations == []
+
+
+def _must_be_consistent(request: pytest.FixtureRequest) -> bool:
+    """Not if the test says why not, nor if it writes rows that no jobstore would."""
+    return request.node.get_closest_marker("inconsistent") is None and "scribe" not in request.fixturenames
+
+
+async def _violations(database_url: str) -> list[object]:
+    async with reading_pool(database_url) as pool:
+        return list(await Consistency(pool).check())
 
 
 @pytest.fixture

@@ -309,6 +309,7 @@ async def test_nothing_is_reported_of_other_jobs_or_of_none(
     assert (await refusal(reporter.step(job, parent_step_id=step.step_id))).reason == "STEP_NOT_FOUND"
 
 
+@pytest.mark.inconsistent("plants what the check must find")
 async def test_what_must_not_be_of_an_external_job_is_named(
     reporter: Reporter, jobstore: RunningJobstore, connection: asyncpg.Connection[asyncpg.Record]
 ) -> None:
