@@ -13,8 +13,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import grpc
 from tests.e2e.wiretap import Wiretap
 
+from waybill.v1 import jobstore_pb2, jobstore_pb2_grpc
 from waybill.v1.hostagent_pb2 import CallRequest, ClearTasksRequest, HostObject, StartTasksRequest, TaskInfo, TaskSpec
 from waybill.v1.jobs_pb2 import Entity, EntityType, Event, ExecutionStatus, HostTask, Job, Step
 from waybill_cli.stack import Stack
@@ -259,3 +261,11 @@ async def assert_all_over(centre: DataCentre, jobs: Sequence[Job]) -> None:
         sent = {spec.task_id for spec in centre.specs_sent(job)}
         assert {task_id: cleared.count(task_id) for task_id in sent} == dict.fromkeys(sent, 1)
         assert not [step for step in job.steps if not step.HasField("end_time")]
+
+
+def violations(jobstore: str) -> list[jobstore_pb2.Violation]:
+    """What CheckConsistency finds, asked without a loop: a module's stack has one, which stands still between tests."""
+    with grpc.insecure_channel(jobstore) as channel:
+        stub = jobstore_pb2_grpc.JobStoreStub(channel)
+        asked = jobstore_pb2.CheckConsistencyRequest()
+        return list(stub.CheckConsistency(asked, timeout=ENDS_WITHIN, wait_for_ready=True).violations)

@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 import yaml
+from tests.e2e.datacentre import violations
 from typer.testing import CliRunner, Result
 
 from waybill_cli.__main__ import app
@@ -29,9 +30,11 @@ def addresses(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[str, s
 
 
 @pytest.fixture(autouse=True)
-def _at(addresses: tuple[str, str], monkeypatch: pytest.MonkeyPatch) -> None:
+def _at(addresses: tuple[str, str], monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     monkeypatch.setenv("WAYBILL_COORDINATOR", addresses[0])
     monkeypatch.setenv("WAYBILL_JOBSTORE", addresses[1])
+    yield
+    assert violations(addresses[1]) == []
 
 
 def waybill(*words: str) -> Result:

@@ -125,6 +125,22 @@ async def test_a_vm_that_boots_while_its_coordinator_is_down_is_seen_up(centre: 
     await assert_all_over(centre, [job])
 
 
+@pytest.mark.rule("semantics §2: Jobs are never deleted or hidden by a restart")
+async def test_a_restart_leaves_every_job_where_it_was(centre: DataCentre) -> None:
+    assert_all_finished([await centre.run("BenchWork", {"host_id": "host-1", "object_id": "before"})])
+    hidden = await centre.client.run_command("BenchWork", {"host_id": "host-1", "object_id": "unseen"}, visible=False)
+    await centre.ended(hidden)
+    assert (await centre.run("RemoveVm", {"vm_id": "vm-nowhere"})).status == FAILED
+    await centre.until_rest()
+    _, before = await centre.stored()
+    assert len(before) >= 3
+    await asyncio.gather(*(centre.stack.kill(each) for each in (*centre.stack.coordinators, *centre.stack.jobstores)))
+    await centre.stack.serving()
+    assert_all_finished([await centre.run("BenchWork", {"host_id": "host-1", "object_id": "after"})])
+    _, after = await centre.stored()
+    assert set(before) <= set(after)
+
+
 # --- hosts -----------------------------------------------------------------------------------------------------------
 
 
