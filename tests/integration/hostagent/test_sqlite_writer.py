@@ -33,6 +33,12 @@ async def test_what_is_written_is_on_disk_when_the_caller_goes_on(tmp_path: Path
             assert numbers_in(path) == list(range(number + 1))
 
 
+@pytest.mark.rule("semantics §3: The id is in the ledger (fsync) before the work begins")
+async def test_a_commit_waits_for_the_disk(tmp_path: Path) -> None:
+    async with SqliteWriter(tmp_path / "facts.db", SCHEMA) as file:
+        assert await file.write(lambda connection: connection.execute("PRAGMA synchronous").fetchone()) == (2,)  # FULL
+
+
 async def test_callers_at_once_share_transactions(tmp_path: Path) -> None:
     async with SqliteWriter(tmp_path / "facts.db", SCHEMA) as file:
         began: list[str] = []
