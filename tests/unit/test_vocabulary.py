@@ -31,6 +31,7 @@ def test_jobs_and_steps_have_the_statuses_of_the_design() -> None:
     assert {status for status in rows.Status if status.ended} == set(END_STATUSES.split())
 
 
+@pytest.mark.rule("semantics §1: CommandStatus: `NOT_STARTED` · `ACTIVE` · `EXECUTION_FAILED`")
 def test_commands_have_the_statuses_of_the_design() -> None:
     assert words(jobs_pb2.CommandStatus, "COMMAND_STATUS_") == set(COMMAND_STATUSES.split()) == set(rows.CommandStatus)
 

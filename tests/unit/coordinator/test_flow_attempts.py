@@ -31,6 +31,7 @@ def a_failing_flow(*after: Instead | Cleanup | None, **options: object) -> Scena
     return a_running_flow(Script(on("h1"), after=after), **options)  # type: ignore[arg-type]
 
 
+@pytest.mark.rule("semantics §4: EXECUTION follows the last attempt; so does the job")
 @pytest.mark.rule(RULE)
 def test_what_is_tried_instead_replaces_the_failure_which_stays_visible() -> None:
     flow = a_failing_flow(instead(on("h2")))
@@ -79,6 +80,7 @@ def test_who_is_asked_is_told_what_began_what_went_well_and_why_it_failed() -> N
     assert not failed.canceled
 
 
+@pytest.mark.rule("semantics §1: CommandStatus: `NOT_STARTED` · `ACTIVE` · `EXECUTION_FAILED`")
 @pytest.mark.rule("semantics §2: cleanup(plan): the failure stands")
 def test_a_clean_up_puts_right_what_was_left_and_the_failure_stands() -> None:
     flow = a_failing_flow(cleanup(task("h1", "tidy up", step="TIDY")))

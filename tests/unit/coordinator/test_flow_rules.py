@@ -40,6 +40,7 @@ def test_the_first_commit_holds_job_steps_locks_plan_and_intents() -> None:
     assert [leaf.verb for leaf in commit.new_leaves] == ["work"]
 
 
+@pytest.mark.rule("semantics §1: CommandStatus: `NOT_STARTED` · `ACTIVE` · `EXECUTION_FAILED`")
 @pytest.mark.rule("semantics §2: When its sealed set is over → `SUCCEEDED` or `FAILED`")
 @pytest.mark.parametrize(
     ("result", "status"), [("SUCCESS", CommandStatus.SUCCEEDED), ("CLEAN_SUCCESS", CommandStatus.FAILED)]
