@@ -259,6 +259,7 @@ async def test_a_host_that_works_is_not_taken_out_of_service(centre: DataCentre)
     assert_all_finished([await centre.ended(adding)])
 
 
+@pytest.mark.rule("semantics §7: `ActivateVds`: V; X → ACTIVATE_HOST; ends: host UP seen")
 async def test_a_host_alone_in_maintenance_shows_itself(centre: DataCentre) -> None:
     job = await centre.run("MaintenanceVds", {"host_id": "host-1"})
     assert_all_finished([job])
