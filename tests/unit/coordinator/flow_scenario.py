@@ -102,6 +102,7 @@ class Scenario:
         self.hold: set[str] = set()  # of "commit", "plan", "revise", "end"
         self.runs: Counter[tuple[str, str]] = Counter()  # of code: ("plan", "revise" or "end", command id)
         self.failed: list[FailedAttempt] = []  # what after_failure was told, in order
+        self.parts: dict[str, dict[str, bool]] = {}  # inlined children that were to be ended, by the command above
         self.history: list[ev.Effect] = []
         self.answers = 0
         self.refused: Failure | None = None
@@ -286,9 +287,10 @@ class Scenario:
             case ev.RunAfterFailure(command_id, failed):
                 assert command_id not in self.revisions, "it is being asked"
                 self.revisions[command_id] = failed
-            case ev.RunEnd(command_id, succeeded):
+            case ev.RunEnd(command_id, succeeded, parts):
                 assert command_id not in self.ends, "it is being ended"
                 self.ends[command_id] = succeeded
+                self.parts[command_id] = {part.command_type: went for part, went in parts}
             case ev.Commit():
                 self._take_commit(effect)
             case ev.Start(leaf) | ev.CallHost(leaf):
@@ -374,6 +376,7 @@ class Scenario:
         twin.history, twin.thorough, twin.hold = [], False, {"plan", "revise", "end"}
         twin.stopped, twin.cleared, twin.retries = [], [], []
         twin.cancel_answers, twin.runs = {}, Counter(self.runs)
+        twin.parts, twin.failed = {}, []
         twin._reset()
         twin.tree = FlowTree.load(twin.store.rows(), cancel=self.cancel_kind)
         twin.take(ev.Recovered())

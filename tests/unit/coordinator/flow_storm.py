@@ -12,7 +12,7 @@ nothing.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from random import Random
 from typing import Any, NamedTuple
 from uuid import UUID, uuid5
@@ -40,6 +40,7 @@ from coordinator.plan import (
     Concurrently,
     EntityRef,
     Former,
+    Inlined,
     Instead,
     Nothing,
     Observation,
@@ -83,6 +84,7 @@ class Storm:
     def __init__(self, rng: Random) -> None:
         self.rng = rng
         self.happened: Counter[str] = Counter()
+        self._inlined = 0
         scripts = {kind: self._script(kind) for kind in TYPES}
         self.flow = Scenario(
             scripts.pop("Root"),
@@ -131,7 +133,9 @@ class Storm:
     def _group(self, kind: str, depth: int) -> Plan:
         parts = tuple(self._plan(kind, depth - 1) for _ in range(self.rng.choice([0, 1, 2, 2, 3, 3, 4, 5])))
         if self._chance(60):
-            return Serially(plans=parts, **self._options())
+            self._inlined += 1
+            inlined = Inlined(f"Part {self._inlined}") if self._inlined % 5 == 0 else None
+            return Serially(plans=parts, inlined=inlined, **self._options())
         return Concurrently(plans=parts, **self._options())
 
     def _leaf(self, kind: str) -> Plan:
@@ -328,6 +332,7 @@ class Storm:
         self._judge_ends()
         self._judge_result()
         self._judge_steps()
+        self._judge_inlined()
         self._judge_entities()
         assert set(store.handled.values()) <= {1}
         if not flow.crashes:
@@ -473,6 +478,28 @@ class Storm:
         assert (step.status is Status.UNKNOWN) >= (begun is not None and begun.state == "UNKNOWN")
         if not isinstance(plan, Child):
             assert (step.status is Status.SKIPPED) == (begun is None)
+
+    def _judge_inlined(self) -> None:
+        """An inlined child of which something began is ended with its own result; others are not."""
+        for command in self.flow.store.commands.values():
+            ended = self.flow.parts.get(command.command_id)
+            if not command.plans or ended is None or self._gave_up(command.command_type):
+                continue
+            for attempt in self._attempts(command):
+                for path, plan in _nodes(attempt.plan, ""):
+                    if isinstance(plan, Serially) and plan.inlined is not None:
+                        self._judge_part(command.command_id, attempt, path, plan, ended)
+
+    def _judge_part(
+        self, command_id: str, attempt: Tried, path: str, plan: Serially, ended: Mapping[str, bool]
+    ) -> None:
+        assert plan.inlined is not None
+        name = plan.inlined.command_type
+        if name in ended:
+            self._note("inlined child ended")
+            assert ended[name] == self._went_itself(command_id, attempt, plan, path)
+        else:
+            assert not list(self._begun_after(command_id, attempt, path, -1)), "begun, and never ended"
 
     def _judge_entities(self) -> None:
         """A command alone on its disk, with default ends, leaves it as it was when it failed, or ILLEGAL."""

@@ -87,6 +87,7 @@ OFTEN = {
     "timer leaf": 0.3,
     "timer deadline": 0.05,
     "undone": 0.1,
+    "inlined child ended": 0.1,
     "job FINISHED": 0.2,
     "job FAILED": 0.2,
     "job ABORTED": 0.1,
