@@ -9,7 +9,7 @@ import typer
 
 from waybill_cli import catalogue, entities, external, jobs, operations
 from waybill_cli.demo import demo
-from waybill_cli.run import run
+from waybill_cli.run import run, run_many
 from waybill_cli.session import Session
 from waybill_cli.trace import trace
 from waybill_cli.up import up
@@ -56,6 +56,7 @@ def program(
 
 
 app.command()(run)
+app.command("run-many")(run_many)
 app.command()(trace)
 app.add_typer(jobs.app, name="jobs")
 app.add_typer(external.app, name="external")

@@ -1,4 +1,4 @@
-"""`waybill jobs`: list, fields, get, watch, cancel, delete, tasks."""
+"""`waybill jobs`: list, fields, get, watch, cancel, delete, priority, stop-tasks, force-end, restart, tasks."""
 
 from __future__ import annotations
 
@@ -253,6 +253,95 @@ def an_age(text: str) -> timedelta:
     if not (number.isascii() and number.isdecimal() and len(number) <= 9 and unit in _UNITS):
         raise Complaint(f"{text!r} is no age", "like 90s, 30m, 12h or 7d")
     return timedelta(seconds=int(number) * _UNITS[unit])
+
+
+@app.command("priority")
+def set_priority(
+    context: typer.Context,
+    job_id: JobIdArgument,
+    priority: Annotated[int, typer.Argument(help="Higher goes first. After -- if negative.")],
+    reason: Annotated[str, typer.Option(help="For the audit log.")] = "",
+    output: FormatOption = Format.TABLE,
+) -> None:
+    """Changes the priority of a job that waits to begin."""
+
+    async def work() -> None:
+        async with session_of(context).client() as client:
+            job = await client.set_priority(await whole_job_id(client, job_id), priority, reason)
+            show_one(job, output, JobPicture(job))
+
+    perform(work())
+
+
+@app.command("stop-tasks")
+def stop_tasks(
+    context: typer.Context,
+    job_id: JobIdArgument,
+    task_ids: Annotated[list[str] | None, typer.Argument(metavar="[TASK_ID]...", help="None: all that run.")] = None,
+    reason: Annotated[str, typer.Option(help="For the audit log.")] = "",
+    output: FormatOption = Format.TABLE,
+) -> None:
+    """Stops tasks of a job on their hosts. What that means for the job is up to its plan; to stop it, cancel it."""
+
+    async def work() -> None:
+        session = session_of(context)
+        async with session.client() as client:
+            job = await client.stop_tasks(await whole_job_id(client, job_id), task_ids or [], reason)
+            tell(f"asked to stop; see how they end with: {session.command_line('jobs', 'tasks', job.job_id)}")
+            show_one(job, output, JobPicture(job))
+
+    perform(work())
+
+
+@app.command("force-end")
+def force_end_job(
+    context: typer.Context,
+    job_id: JobIdArgument,
+    reason: Annotated[str, typer.Option(help="For the audit log; required.")],
+    yes: Annotated[bool, typer.Option("--yes", "-y", help="Do not ask.")] = False,
+    output: FormatOption = Format.TABLE,
+) -> None:
+    """Ends a job that is stuck, whatever it is doing: the last resort. Its tasks are stopped, its locks are free."""
+    if not yes:
+        typer.confirm(f"end job {job_id} by force? What it was doing stays half done", abort=True, err=True)
+
+    async def work() -> None:
+        async with session_of(context).client() as client:
+            job = await client.force_end_job(await whole_job_id(client, job_id), reason)
+            show_one(job, output, JobPicture(job))
+
+    perform(work())
+
+
+@app.command("restart")
+def restart_job(
+    context: typer.Context,
+    job_id: JobIdArgument,
+    reason: Annotated[str, typer.Option(help="For the audit log.")] = "",
+    validate_only: Annotated[
+        bool, typer.Option("--validate-only", help="Only show what would be reused (FINISHED) and what run again.")
+    ] = False,
+    wait: Annotated[bool, typer.Option("--wait", help="Return when the new job has ended.")] = False,
+    output: FormatOption = Format.TABLE,
+) -> None:
+    """Runs a job that did not end well again from where it failed, as a new job.
+
+    Exit code 0 if the new job runs or has FINISHED, 1 if it ended otherwise.
+    """
+
+    async def work() -> Exit:
+        session = session_of(context)
+        async with session.client() as client:
+            whole = await whole_job_id(client, job_id)
+            job = await client.restart_job(whole, reason, validate_only=validate_only)
+            if wait and not validate_only:
+                job = await follow(client, job, unseen(), session)
+            elif not is_ended(job) and not validate_only:
+                tell(f"follow it with: {session.command_line('jobs', 'watch', job.job_id)}")
+            show_one(job, output, JobPicture(job))
+            return exit_code_of(job)
+
+    perform(work())
 
 
 @app.command("tasks")

@@ -62,7 +62,7 @@ EVENT_COLUMNS: list[Column[Event]] = [
 
 LOCK_COLUMNS: list[Column[Lock]] = [
     Column("ENTITY", lambda lock: f"{entity_word(lock.entity_type)}/{lock.entity_id}"),
-    Column("KIND", lambda lock: "exclusive" if lock.exclusive else "shared"),
+    Column("KIND", lambda lock: _kind(lock)),
     Column("SINCE", lambda lock: clock_word(lock.create_time)),
     Column("JOB", lambda lock: lock.job_id, whole=True),
     Column("REASON", lambda lock: lock.reason),
@@ -146,7 +146,7 @@ def events(
 
 
 def locks(context: typer.Context, limit: LimitOption = 200, output: FormatOption = Format.TABLE) -> None:
-    """Shows the locks that jobs hold now."""
+    """Shows the locks that jobs hold now, and who queues for them."""
 
     async def work() -> None:
         async with session_of(context).client() as client:
@@ -180,6 +180,11 @@ async def ask_host(entity: Entity) -> Host:
             return Host(entity, await agent.get_host())
     except WaybillError:
         return host
+
+
+def _kind(lock: Lock) -> str:
+    kind = "exclusive" if lock.exclusive else "shared"
+    return f"{kind}, queues until {clock_word(lock.waits_until)}" if lock.waiting else kind
 
 
 def severity_text(severity: Severity.ValueType) -> Text:

@@ -19,7 +19,19 @@ from opentelemetry.trace import TracerProvider
 from waybill.v1 import coordinator_pb2 as coordinator
 from waybill.v1 import coordinator_pb2_grpc, jobstore_pb2_grpc
 from waybill.v1 import jobstore_pb2 as jobstore
-from waybill.v1.jobs_pb2 import Command, Entity, EntityType, Event, HostTask, Job, JobView, Lock, Step, Subject
+from waybill.v1.jobs_pb2 import (
+    Command,
+    DependencyPolicy,
+    Entity,
+    EntityType,
+    Event,
+    HostTask,
+    Job,
+    JobView,
+    Lock,
+    Step,
+    Subject,
+)
 from waybill_client.calls import Caller, pages
 from waybill_client.channels import open_channel
 from waybill_client.errors import DeadlineExceeded, Unavailable, WaybillError
@@ -87,12 +99,15 @@ class WaybillClient:
         validate_only: bool = False,
         priority: int = 0,
         depends_on: Sequence[str] = (),
+        dependency_policy: DependencyPolicy.ValueType = DependencyPolicy.DEPENDENCY_POLICY_UNSPECIFIED,
         deadline: datetime | None = None,
         visible: bool | None = None,
         external_job_id: str = "",
         timeout: float | None = None,
     ) -> Job:
         """Runs a command and returns its job as soon as it is durable; `wait` for its end.
+
+        It begins when the jobs of `depends_on` have ended; if one does not end FINISHED, `dependency_policy` counts.
 
         A request id is made unless given, so that a repeat after UNAVAILABLE cannot make a second job. With
         `validate_only` nothing is stored: the job shows the planned steps, or FAILED with the reason. With
@@ -106,6 +121,7 @@ class WaybillClient:
             validate_only=validate_only,
             priority=priority,
             depends_on=depends_on,
+            dependency_policy=dependency_policy,
             deadline=deadline,
             visible=visible,
             external_job_id=external_job_id,
@@ -121,7 +137,10 @@ class WaybillClient:
         policy: coordinator.MultiplePolicy.ValueType = coordinator.MULTIPLE_POLICY_INDEPENDENT,
         timeout: float | None = None,
     ) -> list[Job | WaybillError]:
-        """Runs several commands (of `command_request`) in one call; what became of each, in their order."""
+        """Runs several commands (of `command_request`) in one call; what became of each, in their order.
+
+        Only INDEPENDENT ones are refused one by one: by the other policies all become jobs, or the call is refused.
+        """
         request = coordinator.RunMultipleCommandsRequest(commands=commands, policy=policy)
         answer = await self._runs.call(self._coordinator.RunMultipleCommands, request, timeout=timeout)
         return [each.job if each.HasField("job") else WaybillError.from_status(each.error) for each in answer.results]
@@ -131,6 +150,36 @@ class WaybillClient:
         return await self._runs.call(
             self._coordinator.CancelJob, coordinator.CancelJobRequest(job_id=job_id, reason=reason)
         )
+
+    async def set_priority(self, job_id: str, priority: int, reason: str = "") -> Job:
+        """Changes the priority of a job that waits (PENDING); FailedPrecondition JOB_STARTED if it has begun."""
+        request = coordinator.SetPriorityRequest(job_id=job_id, priority=priority, reason=reason)
+        return await self._runs.call(self._coordinator.SetPriority, request)
+
+    async def stop_tasks(self, job_id: str, task_ids: Iterable[str] = (), reason: str = "") -> Job:
+        """Has hosts stop tasks of a job, all if none is named; what that means for the job is up to its plan."""
+        request = coordinator.StopTasksRequest(job_id=job_id, task_ids=task_ids, reason=reason)
+        return await self._runs.call(self._coordinator.StopTasks, request)
+
+    async def force_end_job(self, job_id: str, reason: str) -> Job:
+        """Ends a job that is stuck, whatever it is doing; its tasks are stopped and cleared, its locks are free."""
+        request = coordinator.ForceEndJobRequest(job_id=job_id, reason=reason)
+        return await self._runs.call(self._coordinator.ForceEndJob, request)
+
+    async def restart_job(
+        self, job_id: str, reason: str = "", *, request_id: str | None = None, validate_only: bool = False
+    ) -> Job:
+        """Runs a job that did not end well again from where it failed; returns the new job, `restarted_from` it.
+
+        With `validate_only` nothing is stored: steps that would be reused are FINISHED, the others PENDING. A request
+        id is made unless given.
+        """
+        if request_id is None:
+            request_id = "" if validate_only else str(uuid4())
+        request = coordinator.RestartJobRequest(
+            job_id=job_id, reason=reason, request_id=request_id, validate_only=validate_only
+        )
+        return await self._runs.call(self._coordinator.RestartJob, request)
 
     async def list_command_types(self) -> list[coordinator.CommandType]:
         """The command types that can be run, by name."""
@@ -495,6 +544,7 @@ def command_request(
     validate_only: bool = False,
     priority: int = 0,
     depends_on: Sequence[str] = (),
+    dependency_policy: DependencyPolicy.ValueType = DependencyPolicy.DEPENDENCY_POLICY_UNSPECIFIED,
     deadline: datetime | None = None,
     visible: bool | None = None,
     external_job_id: str = "",
@@ -510,6 +560,7 @@ def command_request(
         validate_only=validate_only,
         priority=priority,
         depends_on=depends_on,
+        dependency_policy=dependency_policy,
         deadline=timestamp(deadline) if deadline else None,
         visible=visible,
         external_job_id=external_job_id,

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, Final
 
@@ -30,6 +30,7 @@ from coordinator.chronicle import Chronicle
 from coordinator.commands.base import Command, CommandType
 from coordinator.doorbell import Room
 from coordinator.flow import INTERNAL, FlowTree
+from coordinator.groups import Group
 from coordinator.inlining import inlined
 from coordinator.plan import Cleanup, EntityRef, Inlined, Plan
 from coordinator.retries import Backoff
@@ -55,13 +56,16 @@ class Actor:
         self.tree = tree
         self.dropped = False
         self.answer: asyncio.Future[jobs_pb2.Job] | None = None  # None unless a submitter waits
+        self.group: Group | None = None  # with whom its first commit is made; None: alone
+        self.commit_in_flight: asyncio.Future[jobstore_pb2.FlowCommitResult] | None = None
         self._engine = engine
         self._mailbox: deque[ev.Event] = deque()
         self._handling = False
         self._reading = Reading(engine.read_entities)
         self._live: dict[str, Command] = {}
         self._room = Room(CODE_AT_ONCE)
-        self._cancels: dict[int, asyncio.Future[jobs_pb2.Job]] = {}
+        self._cancels: dict[int, asyncio.Future[jobs_pb2.Job]] = {}  # and other wishes
+        self._wishes = 0
         self._timers: dict[str, float] = {}  # the latest moment of each key: an older one fires for nothing
         self._waits: frozenset[EntityRef] = frozenset()
         self.chronicle = Chronicle(engine.tracing, engine.deliveries, engine.metrics, tree)
@@ -91,11 +95,27 @@ class Actor:
 
     def cancel(self, user: str, reason: str) -> asyncio.Future[jobs_pb2.Job]:
         """Asks the flow to stop; the future has the job as it is once the wish is taken, or the refusal."""
+        return self._ask(lambda token: ev.CancelAsked(token, user, reason))
+
+    def set_priority(self, priority: int, user: str, reason: str) -> asyncio.Future[jobs_pb2.Job]:
+        """Asks for another priority; as `cancel`."""
+        return self._ask(lambda token: ev.PriorityAsked(token, priority, user, reason))
+
+    def stop_tasks(self, task_ids: Sequence[str], user: str, reason: str) -> asyncio.Future[jobs_pb2.Job]:
+        """Asks that tasks be stopped, all if none is named; as `cancel`."""
+        return self._ask(lambda token: ev.StopAsked(token, tuple(task_ids), user, reason))
+
+    def _ask(self, wish: Callable[[int], ev.Event]) -> asyncio.Future[jobs_pb2.Job]:
         answer: asyncio.Future[jobs_pb2.Job] = asyncio.get_running_loop().create_future()
-        token = len(self._cancels) + 1
-        self._cancels[token] = answer
-        self.post(ev.CancelAsked(token, user, reason))
+        self._wishes += 1
+        self._cancels[self._wishes] = answer
+        self.post(wish(self._wishes))
         return answer
+
+    @property
+    def is_waiting(self) -> bool:
+        """True while the flow waits before it begins."""
+        return self.tree.is_waiting
 
     def job(self, *, steps: bool = False) -> jobs_pb2.Job:
         """The job as it is."""
@@ -108,6 +128,8 @@ class Actor:
             if waiting is not None and not waiting.done():
                 waiting.set_exception(_for_callers(why))
         self._cancels.clear()
+        if self.group is not None:
+            self.group.leave(why)
 
     def _note_waits(self) -> None:
         waits = frozenset(self.tree.waits_for())
@@ -149,6 +171,8 @@ class Actor:
                 self._answer_cancel(effect)
             case ev.Refuse():
                 self._refuse(effect.failure)
+            case ev.LookAfter():
+                self._engine.waiters.add(self, at_once=effect.at_once)
             case ev.Retry():
                 log.error("the store refuses a commit", job_id=self.tree.job.job_id, reason=effect.failure.message)
             case ev.Abandon():
@@ -219,7 +243,10 @@ class Actor:
         message = wire.commit_message(self.tree, effect.mutations, effect.sequence, self._engine.ids.new)
         self._reading = Reading(self._engine.read_entities)
         self.chronicle.written(effect.mutations)
-        self._engine.journal.commit(message).add_done_callback(self._committed)
+        together = self.group is not None and effect.sequence == 1
+        commit = self.group.offer(message) if self.group and together else self._engine.journal.commit(message)
+        self.commit_in_flight = commit
+        commit.add_done_callback(self._committed)
 
     def _committed(self, commit: asyncio.Future[jobstore_pb2.FlowCommitResult]) -> None:
         try:
@@ -250,7 +277,7 @@ class Actor:
             }
             time = wire.seconds_of(result.time)
             self._tell(result.revision, time)
-            self.post(ev.Recorded(result.revision, time, seen))
+            self.post(ev.Recorded(result.revision, time, seen, wire.dependencies_from(result.dependencies)))
 
     def _tell(self, revision: int, time: float) -> None:
         try:

@@ -45,6 +45,11 @@ class Batch:
     request: jobstore_pb2.CommitRequest
     waiting: list[Waiting]
 
+    @property
+    def is_group(self) -> bool:
+        """True if its commits are applied together or not at all."""
+        return self.request.all_or_nothing
+
     def answer(self, results: Sequence[jobstore_pb2.FlowCommitResult]) -> None:
         """Gives each commit's waiter its result."""
         for waiting, result in zip(self.waiting, results, strict=True):
@@ -58,6 +63,8 @@ class Batch:
     def parts(self) -> list[Batch]:
         """Returns the same in batches that are as small as can be: each commit alone, then each note alone."""
         request = self.request
+        if self.is_group:
+            return [self]
         parts = [Batch(_of(request, commits=[waiting.commit]), [waiting]) for waiting in self.waiting]
         parts += [Batch(_of(request, observations=[row]), []) for row in request.observations]
         parts += [Batch(_of(request, events=[event]), []) for event in request.events]
@@ -89,12 +96,13 @@ class Gathering:
 
     coordinator_id: str
     commits: list[Waiting] = field(default_factory=list)
+    groups: list[list[Waiting]] = field(default_factory=list)
     observations: dict[SightingKey, jobstore_pb2.ObservedRow] = field(default_factory=dict)
     cleared: dict[str, None] = field(default_factory=dict)
     events: list[jobstore_pb2.EventRow] = field(default_factory=list)
 
     def __bool__(self) -> bool:
-        return bool(self.commits or self.observations or self.cleared or self.events)
+        return bool(self.commits or self.groups or self.observations or self.cleared or self.events)
 
     def observe(self, row: jobstore_pb2.ObservedRow) -> None:
         """Keeps a host's latest observation of an entity: a later one replaces it, an older one is dropped."""
@@ -105,6 +113,8 @@ class Gathering:
 
     def take(self) -> Batch:
         """Takes the next batch out: the oldest of each kind, as much as fits."""
+        if self.groups:
+            return self._take_group()
         waiting = self._take_commits()
         request = jobstore_pb2.CommitRequest(
             coordinator_id=self.coordinator_id,
@@ -115,6 +125,12 @@ class Gathering:
         )
         del self.events[:MOST_NOTES]
         return Batch(request, waiting)
+
+    def _take_group(self) -> Batch:
+        group = self.groups.pop(0)
+        commits = [waiting.commit for waiting in group]
+        request = jobstore_pb2.CommitRequest(coordinator_id=self.coordinator_id, commits=commits, all_or_nothing=True)
+        return Batch(request, group)
 
     def _take_commits(self) -> list[Waiting]:
         count = size = 0

@@ -15,14 +15,14 @@ from coordinator.rows import Failure
 
 def who_wanted(failure: Failure, refused: Mutations, commands: CommandRunner, *, first: bool) -> list[str]:
     """Ids of the commands to refuse because of a lock: those that wanted it; none if nobody here did."""
-    entity = _entity_in(failure)
+    entity = entity_in(failure)
     wanting = [key[0] for key, notes in refused.notes.items() if any(lock.entity == entity for lock in notes.locks)]
     return _or_the_root(wanting, commands) if first and wanting else wanting
 
 
 def who_planned_on(failure: Failure, refused: Mutations, commands: CommandRunner, *, first: bool) -> list[str]:
     """Ids of the commands to refuse because what they planned on keeps changing; none if only end methods read it."""
-    entity = _entity_in(failure)
+    entity = entity_in(failure)
     planning = [key[0] for key, notes in refused.notes.items() if key[1] == "plan" and entity in notes.read_versions]
     return _or_the_root(planning, commands) if first else planning
 
@@ -42,5 +42,6 @@ def _may_fail(command_id: str, commands: CommandRunner) -> bool:
     return False
 
 
-def _entity_in(failure: Failure) -> EntityRef:
+def entity_in(failure: Failure) -> EntityRef:
+    """The entity that a refusal by the store is about."""
     return EntityRef(failure.metadata.get("entity_type", ""), failure.metadata.get("entity_id", ""))

@@ -9,6 +9,9 @@
 
 Where the root's plan marks no such node, the first leaf or child that it begins is the point of no return.
 
+While a job is PENDING, waiting to begin, it can be cancelled whatever its kind; where that is NONE, BEFORE_START is
+shown.
+
 A wish is only that: it is stored, then what runs is stopped and what has not begun never does; how the job ends is
 decided by how its parts ended. If all went well all the same it is FINISHED. A wish never goes away. The job's deadline
 is a wish of the system; a job that it stopped has not been aborted but has failed.
@@ -38,6 +41,8 @@ class Cancellation:
         job, kind = self._book.job, self.kind
         if job.status.ended:
             return failures.job_ended(job.job_id, job.status)
+        if job.status is Status.PENDING:
+            return None
         if kind is Cancel.NONE:
             return failures.not_cancelable(f"{job.command_type} cannot be cancelled")
         if root.root is None:
@@ -60,8 +65,10 @@ class Cancellation:
         return self.wish
 
     def begin(self) -> None:
-        """A new job: shows whether it can be cancelled."""
-        self._book.change_job().cancelable = self.kind
+        """A job is new, or begins: shows whether it can be cancelled."""
+        job = self._book.change_job()
+        waits = job.status is Status.PENDING and self.kind is Cancel.NONE
+        job.cancelable = Cancel.BEFORE_START if waits else self.kind
 
     def seal(self) -> None:
         """The plan is sealed: the command has started."""

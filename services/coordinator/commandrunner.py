@@ -39,9 +39,10 @@ from coordinator.cancellation import Cancellation
 from coordinator.compensation import Compensation
 from coordinator.nodes import WORK, LiveCommand, Node, Outcome, build, span_id_of
 from coordinator.outbox import Outbox
-from coordinator.plan import Change, Child, Inlined, Plan, Serially
+from coordinator.plan import Change, Child, Inlined, Plan, Serially, Task
 from coordinator.planjson import attempt_from_json, attempt_to_json
 from coordinator.planrunner import PlanRunner, seen_from_above
+from coordinator.reuse import Reuse
 from coordinator.rows import (
     Command,
     CommandStatus,
@@ -77,6 +78,7 @@ class CommandRunner:
         self.root = LiveCommand(book.root, None, 0)
         self.thinking: set[str] = set()  # commands whose code is running
         self.verdicts: dict[str, Failure] = {}
+        self.reuse: Reuse | None = None  # of the flow whose job is restarted; None if none is
         self.counts_every_end = False  # the flow was loaded: a run before this one may have killed its process
         self._live: dict[str, LiveCommand] = {book.root.command_id: self.root}
         self._book = book
@@ -99,7 +101,8 @@ class CommandRunner:
         if row.plans:
             self._take_up(command, 1)
         elif (verdict := self.verdicts.get(row.command_id)) is not None:
-            self._turn.decide(self.refuse, command, verdict)
+            outcome = Outcome.SKIPPED if verdict.reason == "SKIPPED" else Outcome.FAILED
+            self._turn.decide(self.refuse, command, verdict, outcome)
         else:
             self._think(ev.RunPlan(row.command_id))
 
@@ -161,7 +164,24 @@ class CommandRunner:
                 self._steps.show(node)
             if isinstance(node.plan, Serially) and node.plan.inlined is not None:
                 command.inlined.append(node)
+            if self.reuse is not None and not self._turn.replaying:
+                self._take_as_done(node, self.reuse)
         self._turn.then(self._plans.begin, root)
+
+    def _take_as_done(self, node: Node, reuse: Reuse) -> None:
+        """What a former flow did well is there, over, with the plan that is sealed."""
+        if isinstance(node.plan, Task):
+            task_id = node.id("leaf")
+            if task_id not in self._book.leaves:
+                leaf = reuse.leaf(node, task_id, self._steps.around(node).step_id)
+                if leaf is not None:
+                    self._book.add_leaf(leaf)
+        elif isinstance(node.plan, Child):
+            command_id = node.id("command")
+            if command_id not in self._book.commands and reuse.is_done(node):
+                row = _child_row(node, command_id, node.plan)
+                row.status = CommandStatus.ENDED_SUCCESSFULLY
+                self._book.add_command(row)
 
     def refuse(
         self, command: LiveCommand, failure: Failure, outcome: Outcome = Outcome.FAILED, *, executing: bool = False

@@ -22,15 +22,16 @@ jobstore, so losing all of this loses nothing.
 from __future__ import annotations
 
 import asyncio
+import json
 import random
 from collections import deque
-from collections.abc import Iterable, Sequence
-from typing import Final
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, Final
 
 from chassis import logs
 from chassis.background import Background
 from chassis.clock import Clock, Ids
-from chassis.errors import WaybillError, internal, unavailable
+from chassis.errors import WaybillError, failed_precondition, internal, unavailable
 from chassis.spans import format_traceparent
 from chassis.tracing import Tracing, no_tracing, parent_of_work
 from coordinator import events as ev
@@ -40,21 +41,29 @@ from coordinator.chronicle import ANNOUNCE_SECONDS, Chronicle, Deliveries
 from coordinator.commands.base import Command, Registry
 from coordinator.directory import Directory
 from coordinator.flow import FlowTree
+from coordinator.forcedend import forced_end, has_ended, job_ended, tasks_by_host
+from coordinator.groups import Group
 from coordinator.hosts import Hosts
 from coordinator.journal import Journal
 from coordinator.metrics import FlowTallies
 from coordinator.nodes import span_id_of
 from coordinator.plan import EntityRef
 from coordinator.retries import Backoff
-from coordinator.rows import Cancel, Job, Status
+from coordinator.reuse import Reuse
+from coordinator.rows import Cancel, Dependency, EventNote, Job, Severity, Status, Subject
 from coordinator.rows import Command as CommandRow
 from coordinator.taskbook import TaskReport
 from coordinator.timers import Timers
+from coordinator.waiters import Waiters
 from coordinator.world import Entity
 from waybill.v1 import jobs_pb2, jobstore_pb2
 
 log = logs.get_logger(__name__)
 
+STRAGGLER_SECONDS: Final = 5.0
+"""After the forced end of a flow its tasks are cleared once more."""
+MOST_EARLY: Final = 1000
+"""Flows that intents are kept for that came too early."""
 MOST_UNANSWERED: Final = 256
 """Submissions that are being planned and stored at a time: a full batch of the journal's."""
 
@@ -93,6 +102,9 @@ class Engine:
         self._by_task: dict[str, Actor] = {}
         self._waiting: dict[EntityRef, set[Actor]] = {}
         self._known_hosts: dict[str, Entity] = {}
+        self._early: dict[str, list[jobstore_pb2.FlowRequest]] = {}  # intents for flows that are not here (yet)
+        self._endings: dict[str, asyncio.Task[WaybillError | None]] = {}  # by force, by flow
+        self.waiters = Waiters(journal, background, clock, self.requests_left)
         self._crashes: dict[str, Backoff] = {}  # of flows whose actor had a defect
         self._room = asyncio.Semaphore(most_unanswered)
         self.metrics = FlowTallies(
@@ -107,6 +119,7 @@ class Engine:
             self.background.start(self._announce(), "announcements")
         self.journal.on_entities(self.entities_changed)
         self.journal.on_requests(self.requests_left)
+        self.journal.on_wakes(self.waiters.wake)
 
     def open(self) -> None:
         """Takes flows from now on: the lease is ours."""
@@ -129,26 +142,84 @@ class Engine:
 
     # --- submissions -------------------------------------------------------------------------------------------------
 
-    async def submit(self, job: Job, command: Command) -> jobs_pb2.Job:
-        """Starts a flow and returns its job once that is durable.
+    async def submit(
+        self,
+        job: Job,
+        command: Command,
+        dependencies: Sequence[Dependency] = (),
+        former: jobstore_pb2.FlowRows | None = None,
+        note: str = "",
+    ) -> jobs_pb2.Job:
+        """Starts a flow, once its dependencies have ended, and returns its job once that is durable.
+
+        `former`: the rows of the flow whose job is restarted; `note` says so in the audit log.
 
         Raises:
-            WaybillError: REQUEST_ID_REUSED, or UNAVAILABLE with nothing stored that would not be found again by the
-                same request id.
+            WaybillError: REQUEST_ID_REUSED, JOB_NOT_FOUND (a dependency), or UNAVAILABLE with nothing stored that would
+                not be found again by the same request id.
         """
         async with self._room:
-            actor = self._new_actor(job, command)
-            actor.answer = self._answer_future()
-            self._add(actor)
-            actor.post(ev.Submitted())
-            return await actor.answer
+            if dependencies:
+                await self._name(job, command)
+            options: dict[str, Any] = {}
+            if former is not None:
+                event = EventNote("JOB_RESTARTED", Severity.NORMAL, note, user=job.owner)
+                options = {"reuse": Reuse(wire.rows_from(former)), "note": event}
+            actor = self._new_actor(job, command, dependencies=dependencies, **options)
+            return await self._begin(actor)
 
-    async def plan_only(self, job: Job, command: Command) -> jobs_pb2.Job:
-        """Returns the job as it would be planned, storing nothing: PENDING with its steps, or FAILED and why."""
-        actor = self._new_actor(job, command)
+    async def submit_together(
+        self, members: Sequence[tuple[Job, Command, Sequence[Dependency]]], *, all_or_nothing: bool
+    ) -> list[jobs_pb2.Job]:
+        """Starts flows that are stored together or not at all (`groups.py`); returns their jobs, in order.
+
+        Raises:
+            WaybillError: as `submit`; nothing is stored then.
+        """
+        async with self._room:
+            for job, command, dependencies in members:
+                if dependencies:
+                    await self._name(job, command)
+            actors = [
+                self._new_actor(job, command, dependencies=dependencies, grouped=True, queues=not all_or_nothing)
+                for job, command, dependencies in members
+            ]
+            group = Group(self.journal, [actor.flow_command_id for actor in actors], all_or_nothing)
+            for actor in actors:
+                actor.group = group
+            answers = await asyncio.gather(*(self._begin(actor) for actor in actors), return_exceptions=True)
+        jobs: list[jobs_pb2.Job] = []
+        for answer in answers:
+            if isinstance(answer, BaseException):
+                raise answer
+            jobs.append(answer)
+        return jobs
+
+    async def _begin(self, actor: Actor) -> jobs_pb2.Job:
+        actor.answer = self._answer_future()
+        self._add(actor)
+        actor.post(ev.Submitted())
+        return await actor.answer
+
+    async def _name(self, job: Job, command: Command) -> None:
+        """Names a job that is stored before its code runs; what cannot be read now is named by its id."""
+        try:
+            found = {entity.ref: entity.name for entity in await self.read_entities(command.subjects())}
+        except WaybillError as error:
+            log.warning("a job is named by ids", job_id=job.job_id, reason=error.reason)
+            return
+        job.description = command.type_.describe(command, lambda ref: found.get(ref, ""))
+        job.subjects = tuple(Subject(ref.entity_type, ref.entity_id, name) for ref, name in found.items())
+
+    async def plan_only(self, job: Job, command: Command, former: jobstore_pb2.FlowRows | None = None) -> jobs_pb2.Job:
+        """Returns the job as it would be planned, storing nothing: PENDING with its steps, or FAILED and why.
+
+        Of a job that is restarted, steps that would be reused are FINISHED.
+        """
+        actor = self._new_actor(job, command, reuse=Reuse(wire.rows_from(former)) if former is not None else None)
         return await Rehearsal(actor).run()
 
-    def _new_actor(self, job: Job, command: Command) -> Actor:
+    def _new_actor(self, job: Job, command: Command, **options: Any) -> Actor:
         if self._closed is not None:
             raise unavailable(self._closed.message, reason=self._closed.reason)
         root = CommandRow(
@@ -161,7 +232,9 @@ class Engine:
         if (caller := parent_of_work()) is not None:
             root.span_id = job.span_id = span_id_of(root.command_id)
             root.traceparent, job.trace_id = format_traceparent(caller), caller.trace_id
-        actor = Actor(self, FlowTree(job, root, cancel=command.type_.cancel))
+        if options.get("dependencies"):
+            options["subject_names"] = {EntityRef(each.entity_type, each.entity_id): each.name for each in job.subjects}
+        actor = Actor(self, FlowTree(job, root, cancel=command.type_.cancel, **options))
         actor.keep(root.command_id, command)
         return actor
 
@@ -179,16 +252,95 @@ class Engine:
         actor = self._by_job.get(job_id)
         return await actor.cancel(user, reason) if actor is not None else None
 
+    async def set_priority(self, job_id: str, priority: int, user: str, reason: str) -> jobs_pb2.Job | None:
+        """Asks for another priority of a job; as `cancel`."""
+        actor = self._by_job.get(job_id)
+        return await actor.set_priority(priority, user, reason) if actor is not None else None
+
+    async def stop_tasks(self, job_id: str, task_ids: Sequence[str], user: str, reason: str) -> jobs_pb2.Job | None:
+        """Asks that tasks of a job be stopped, all if none is named; as `cancel`."""
+        actor = self._by_job.get(job_id)
+        return await actor.stop_tasks(task_ids, user, reason) if actor is not None else None
+
+    async def force_end(self, job_id: str, user: str, reason: str) -> bool:
+        """Ends a job's flow by force, if it is at work here; False if it is not."""
+        actor = self._by_job.get(job_id)
+        if actor is None:
+            return False
+        if (error := await asyncio.shield(self._forced_end(actor.flow_command_id, user, reason))) is not None:
+            raise error
+        return True
+
+    def _forced_end(self, flow_command_id: str, user: str, reason: str) -> asyncio.Task[WaybillError | None]:
+        """Ends a flow by force, in the background: who asks twice is answered by the same end."""
+        ending = self._endings.get(flow_command_id)
+        if ending is None:
+            work = self._end_by_force(flow_command_id, user, reason)
+            ending = self._endings[flow_command_id] = self.background.start(work, "forced end")
+            ending.add_done_callback(lambda _: self._endings.pop(flow_command_id, None))
+        return ending
+
+    async def _end_by_force(self, flow_command_id: str, user: str, reason: str) -> WaybillError | None:
+        """Returns why it was not done; then the flow goes on."""
+        if actor := self._flows.get(flow_command_id):
+            self.abandoned(actor, failed_precondition("JOB_ENDED", f"job {actor.tree.job.job_id} is ended by force"))
+            if actor.commit_in_flight is not None:
+                await asyncio.wait([actor.commit_in_flight])
+        try:
+            for rows in await self.journal.load_flows([flow_command_id]):
+                await self._write_forced_end(rows, user, reason)
+        except WaybillError as error:
+            if error.reason != "JOB_ENDED":
+                self._load_later(flow_command_id, error)
+            return error
+        return None
+
+    async def _write_forced_end(self, rows: jobstore_pb2.FlowRows, user: str, reason: str) -> None:
+        if has_ended(rows):
+            raise wire.error_from(job_ended(rows))
+        result = await self.journal.commit(forced_end(rows, user, reason, self.ids.new()))
+        if result.HasField("error"):
+            raise WaybillError.from_status(result.error)
+        log.warning("a job was ended by force", job_id=rows.job.job_id, user=user)
+        self._crashes.pop(rows.flow_command_id, None)
+        tasks = tasks_by_host(rows)
+        self._clear(tasks)
+        # Once more: a start that was on its way when the flow ended may come after the first.
+        self.timers.at(self.clock.now() + STRAGGLER_SECONDS, lambda: self._clear(tasks))
+        try:
+            self.ended_untold(await self.journal.load_flows([rows.flow_command_id]))
+        except Exception:  # what cannot be gone on with may not be told of either
+            log.exception("a forced end is not told of", job_id=rows.job.job_id)
+
+    def _clear(self, tasks_by_host: Mapping[str, Sequence[str]]) -> None:
+        for host_id, task_ids in tasks_by_host.items():
+            self.hosts.clear(host_id, task_ids)
+
     def requests_left(self, requests: Sequence[jobstore_pb2.FlowRequest]) -> None:
         """Takes intents that others left in the store for flows of ours."""
         for request in requests:
+            if request.kind == "FORCE_END":
+                self._forced_end(request.flow_command_id, request.user, request.reason)
+                continue
             actor = self._flows.get(request.flow_command_id)
             if actor is None:
+                self._keep_for_later(request)
                 continue
-            if request.kind == "CANCEL":
-                actor.post(ev.CancelAsked(0, request.user, request.reason, request.request_id))
+            try:
+                wish = _wish_in(request)
+            except (KeyError, ValueError, TypeError) as error:
+                log.warning("an intent that nobody understands", kind=request.kind, error=str(error))
+                continue
+            if wish is not None:
+                actor.post(wish)
             else:
                 log.warning("an intent that this release does not know", kind=request.kind)
+
+    def _keep_for_later(self, request: jobstore_pb2.FlowRequest) -> None:
+        """It came while its flow was on its way here from its rows, it may be: the rows may not know of it."""
+        self._early.setdefault(request.flow_command_id, []).append(request)
+        while len(self._early) > MOST_EARLY:
+            del self._early[next(iter(self._early))]
 
     # --- what is heard -----------------------------------------------------------------------------------------------
 
@@ -233,7 +385,14 @@ class Engine:
     def flows_claimed(self, flows: Sequence[jobstore_pb2.FlowRows]) -> None:
         """Takes up flows that were claimed."""
         for message in flows:
-            if message.flow_command_id in self._flows or self._closed is not None:
+            flow = message.flow_command_id
+            if flow in self._flows or flow in self._endings or self._closed is not None:
+                continue
+            if any(request.kind == "FORCE_END" for request in message.requests):
+                self.requests_left(message.requests)
+                continue
+            if message.job.restarted_from:
+                self.background.start(self._take_up_restarted(message), "take up a restarted job")
                 continue
             try:
                 self._take_up(message)
@@ -241,15 +400,27 @@ class Engine:
                 log.exception("a flow cannot be taken up", flow_command_id=message.flow_command_id)
                 self._load_later(message.flow_command_id, error)
 
-    def _take_up(self, message: jobstore_pb2.FlowRows) -> None:
+    async def _take_up_restarted(self, message: jobstore_pb2.FlowRows) -> None:
+        """The same for a job that was restarted: what the former one did is needed, as long as it is there."""
+        flow = message.flow_command_id
+        try:
+            former = await self.journal.load_flow_of(message.job.restarted_from)
+            if flow not in self._flows and flow not in self._endings and self._closed is None:
+                self._take_up(message, Reuse(wire.rows_from(former)) if former is not None else None)
+        except Exception as error:  # as above
+            log.exception("a flow cannot be taken up", flow_command_id=flow)
+            self._load_later(flow, error)
+
+    def _take_up(self, message: jobstore_pb2.FlowRows, reuse: Reuse | None = None) -> None:
         rows = wire.rows_from(message)
         kind = self.registry.get(rows.job.command_type)
-        actor = Actor(self, FlowTree.load(rows, cancel=kind.cancel if kind is not None else Cancel.NONE))
+        cancel = kind.cancel if kind is not None else Cancel.NONE
+        actor = Actor(self, FlowTree.load(rows, cancel=cancel, reuse=reuse))
         self._add(actor)
         self.announce_later(actor, actor.chronicle.resume(message))
         actor.post(ev.Recovered())
         self.metrics.taken_up.add()
-        self.requests_left(message.requests)
+        self.requests_left([*message.requests, *self._early.pop(message.flow_command_id, ())])
 
     def ended_untold(self, flows: Sequence[jobstore_pb2.FlowRows]) -> None:
         """Delivers the spans of flows that had ended, whose coordinator died before it could."""
@@ -342,6 +513,21 @@ class Engine:
         return [ref for ref, actors in self._waiting.items() if actor in actors] if self._waiting else []
 
 
+def _wish_in(request: jobstore_pb2.FlowRequest) -> ev.Event | None:
+    """What somebody wants of a flow; None if it is of a kind that this release does not know."""
+    arguments = json.loads(request.arguments_json or "{}")
+    by = (request.user, request.reason, request.request_id)
+    match request.kind:
+        case "CANCEL":
+            return ev.CancelAsked(0, *by)
+        case "SET_PRIORITY":
+            return ev.PriorityAsked(0, int(arguments["priority"]), *by)
+        case "STOP_TASKS":
+            return ev.StopAsked(0, tuple(map(str, arguments["task_ids"])), *by)
+        case _:
+            return None
+
+
 class Rehearsal:
     """Plans a flow as if it were submitted, up to the commit that it would make."""
 
@@ -369,8 +555,10 @@ def _unstart(job: jobs_pb2.Job) -> None:
     job.status = jobs_pb2.EXECUTION_STATUS_PENDING
     job.progress = 0
     for step in job.steps:
-        step.status = jobs_pb2.EXECUTION_STATUS_PENDING
-        step.progress = 0
+        reused = job.restarted_from and step.parent_step_id and step.status == jobs_pb2.EXECUTION_STATUS_FINISHED
+        if not reused:
+            step.status = jobs_pb2.EXECUTION_STATUS_PENDING
+            step.progress = 0
         step.ClearField("job_id")
         step.ClearField("external_id")
         step.ClearField("external_system_type")

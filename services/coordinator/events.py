@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 from coordinator.attempts import FailedAttempt
 from coordinator.mutations import Mutations
 from coordinator.plan import EntityRef, Inlined, Observation, Plan
-from coordinator.rows import Failure, Leaf, Notes
+from coordinator.rows import Dependency, Failure, Leaf, Notes
 
 Json = Any
 
@@ -64,11 +64,15 @@ class Revised:
 
 @dataclass(frozen=True, slots=True)
 class Recorded:
-    """The commit in flight is durable. `seen`: the entities that it was asked to report, as they are."""
+    """The commit in flight is durable. `seen`: the entities that it was asked to report, as they are.
+
+    `dependencies`: how the jobs are that it began to wait for.
+    """
 
     revision: int
     time: float
     seen: Mapping[EntityRef, Observation] = field(default_factory=dict)
+    dependencies: Sequence[Dependency] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -117,6 +121,36 @@ class CancelAsked:
     request_id: str = ""
 
 
+@dataclass(frozen=True, slots=True)
+class Woken:
+    """News for a flow that waits before it begins: how jobs are, and that locks may be free."""
+
+    dependencies: Sequence[Dependency] = ()
+    locks_free: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class PriorityAsked:
+    """Somebody wants another priority; `token` and `request_id` as for CancelAsked."""
+
+    token: int
+    priority: int
+    user: str
+    reason: str = ""
+    request_id: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class StopAsked:
+    """Somebody wants tasks stopped (none named: all); `token` and `request_id` as for CancelAsked."""
+
+    token: int
+    task_ids: tuple[str, ...]
+    user: str
+    reason: str = ""
+    request_id: str = ""
+
+
 Event = (
     Submitted
     | Recovered
@@ -129,6 +163,9 @@ Event = (
     | EntitySeen
     | TimerFired
     | CancelAsked
+    | PriorityAsked
+    | StopAsked
+    | Woken
 )
 
 
@@ -217,7 +254,7 @@ class Refuse:
 
 @dataclass(frozen=True, slots=True)
 class AnswerCancel:
-    """Tell whoever asked for the cancel: taken (None) or why not."""
+    """Tell whoever asked for a cancel, a stop, a priority: taken (None) or why not."""
 
     token: int
     failure: Failure | None
@@ -228,6 +265,15 @@ class Abandon:
     """Another coordinator owns the flow now: stop, and do nothing else about it."""
 
     failure: Failure
+
+
+@dataclass(frozen=True, slots=True)
+class LookAfter:
+    """It waits before it begins: beside being woken, look now and then whether it may; and at once if it may have
+    missed something.
+    """
+
+    at_once: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -256,6 +302,7 @@ Effect = (
     | Refuse
     | AnswerCancel
     | Abandon
+    | LookAfter
     | Retry
     | Done
 )

@@ -11,6 +11,7 @@ from coordinator.rows import Command, Failure, Leaf, Step
 
 CANCELLED: Final = 1
 DEADLINE_EXCEEDED: Final = 4
+NOT_FOUND: Final = 5
 RESOURCE_EXHAUSTED: Final = 8
 FAILED_PRECONDITION: Final = 9
 ABORTED: Final = 10
@@ -80,6 +81,17 @@ def not_seen_in_time(leaf: Leaf) -> Failure:
     return Failure(DEADLINE_EXCEEDED, "DEADLINE_EXCEEDED", f"{leaf.entity} was not seen in time")
 
 
+def task_unknown(task_id: str) -> Failure:
+    """The job has no such task."""
+    return Failure(NOT_FOUND, "TASK_UNKNOWN", f"the job has no task {task_id}", {"task_id": task_id})
+
+
+def not_stoppable(leaf: Leaf) -> Failure:
+    """Only tasks are stopped: a call is awaited, a wait is no work."""
+    message = f"{leaf.task_id} is a {leaf.kind.lower()}; only tasks are stopped. To stop the job, cancel it"
+    return Failure(FAILED_PRECONDITION, "TASK_STATE", message, {"task_id": leaf.task_id})
+
+
 # --- commands --------------------------------------------------------------------------------------------------------
 
 
@@ -105,6 +117,27 @@ def attempts_exceeded(command: Command, most: int) -> Failure:
     return Failure(RESOURCE_EXHAUSTED, "LIMIT_EXCEEDED", f"{command.command_type} has at most {most} attempts")
 
 
+# --- waiting ---------------------------------------------------------------------------------------------------------
+
+
+def dependency_failed(job_id: str, status: str) -> Failure:
+    """A job that this one depends on did not end well."""
+    return Failure(
+        ABORTED, "SKIPPED", f"never begun: job {job_id}, which it depends on, ended {status}", {"job_id": job_id}
+    )
+
+
+def dependency_gone(job_id: str) -> Failure:
+    """Nobody can tell any more how a job went that this one depends on."""
+    message = f"job {job_id}, which it depends on, was deleted before its end was seen"
+    return Failure(NOT_FOUND, "JOB_NOT_FOUND", message, {"job_id": job_id})
+
+
+def group_refused(failure: Failure) -> Failure:
+    """Another job of the same group was refused, so none begins."""
+    return Failure(ABORTED, "SKIPPED", f"never begun: {failure.message}", failure.metadata)
+
+
 # --- cancels that are refused ----------------------------------------------------------------------------------------
 
 
@@ -116,6 +149,11 @@ def job_ended(job_id: str, status: str) -> Failure:
 def not_cancelable(why: str) -> Failure:
     """A command of this type cannot be stopped, or not any more."""
     return Failure(FAILED_PRECONDITION, "NOT_CANCELABLE", why)
+
+
+def job_started(job_id: str) -> Failure:
+    """It is too late for what is possible only before a job has begun."""
+    return Failure(FAILED_PRECONDITION, "JOB_STARTED", f"job {job_id} has begun; it does not wait any more")
 
 
 def past_no_return(command_type: str) -> Failure:

@@ -4,6 +4,7 @@
 wants is in `events.py`. Its data are rows (`rows.py`), its plans come from commands (`plan.py`).
 
     job        STARTED ─────▶ FINISHED | FAILED | ABORTED       (stored with its first commit, ended with its last)
+               PENDING ─────▶ STARTED | SKIPPED | FAILED | ABORTED        (while it waits before it begins)
     command    `commandrunner.py`     planned, sealed, its work over, ended
     node       `planrunner.py`        begun, over; what a part's end means for the whole
     leaf       `leaves.py`            intent, end; waits in `waits.py`
@@ -11,6 +12,7 @@ wants is in `events.py`. Its data are rows (`rows.py`), its plans come from comm
     rows       `book.py`              how they change, and how that is taken back
     commit     `outbox.py`            pending, in flight, recorded or refused
     cancel     `cancellation.py`      the wish, and whether it is granted
+    waiting    `waiting.py`           for other jobs and for locks, before anything begins
     undoing    `compensation.py`      what becomes of entities after a failure
 
 Rules that everything else follows from:
@@ -33,7 +35,8 @@ What can go wrong, and what is done:
 | when | answer |
 | --- | --- |
 | LOCKED | the command that wanted the lock is refused; while nothing has begun the whole flow is, unless that command |
-| | is best effort. Taken back, and lived again without it |
+| | is best effort, or queues. Taken back, and lived again without it |
+| GROUP_REFUSED | it was to begin together with others or not at all: SKIPPED |
 | CONFLICT | taken back, and lived again with fresh reads, at most 3 times; then the commands that planned on what |
 | | keeps changing are refused. Where only end methods write it: for ever, with pauses that grow |
 | STALE_EPOCH, LEASE_LOST, SEQUENCE_MISMATCH, JOB_ENDED | another coordinator owns the flow: Abandon |
@@ -52,7 +55,7 @@ from typing import Any, Final
 
 from coordinator import events as ev
 from coordinator import failures
-from coordinator.blame import who_planned_on, who_wanted
+from coordinator.blame import entity_in, who_planned_on, who_wanted
 from coordinator.book import Book
 from coordinator.cancellation import Cancellation
 from coordinator.commandrunner import END_ATTEMPTS, MAX_COMMANDS, MAX_DEPTH, CommandRunner
@@ -62,9 +65,24 @@ from coordinator.nodes import Outcome
 from coordinator.outbox import Outbox
 from coordinator.plan import EntityRef
 from coordinator.planrunner import PlanRunner
-from coordinator.rows import Cancel, Command, EventNote, Failure, FlowRows, Job, Severity, Status, Step, Subject
+from coordinator.reuse import Reuse
+from coordinator.rows import (
+    Cancel,
+    Command,
+    CommandStatus,
+    Dependency,
+    EventNote,
+    Failure,
+    FlowRows,
+    Job,
+    Severity,
+    Status,
+    Step,
+    Subject,
+)
 from coordinator.steptree import EXECUTION, VALIDATION, StepTree
 from coordinator.turn import Turn
+from coordinator.waiting import Waiting
 
 __all__ = ["CONFLICTS", "END_ATTEMPTS", "INTERNAL", "MAX_COMMANDS", "MAX_DEPTH", "SLOW_PLAN_SECONDS", "FlowTree"]
 
@@ -83,19 +101,49 @@ class FlowTree:
     """
 
     def __init__(
-        self, job: Job, root: Command, *, cancel: Cancel, subject_names: Mapping[EntityRef, str] | None = None
+        self,
+        job: Job,
+        root: Command,
+        *,
+        cancel: Cancel,
+        subject_names: Mapping[EntityRef, str] | None = None,
+        dependencies: Iterable[Dependency] = (),
+        grouped: bool = False,
+        queues: bool = True,
+        reuse: Reuse | None = None,
+        note: EventNote | None = None,
     ) -> None:
+        """`dependencies`: jobs that must end before it begins. `grouped`: its first commit is one with other flows';
+        so it is handed out when it is whole, however long that takes. `queues`: whether it may wait for locks.
+
+        `reuse`: what the flow has done well whose job is restarted. `note`: what is stored with its beginning.
+        """
         self._found(Book(job, root), cancel, dict(subject_names or {}), sequence=0, epoch=1)
+        self._wait_for(Waiting.of(dependencies))
+        self._grouped, self._queues = grouped, queues
+        self._reuse = self._commands.reuse = reuse
+        self._note = note
 
     @classmethod
-    def load(cls, rows: FlowRows, *, cancel: Cancel) -> FlowTree:
+    def load(cls, rows: FlowRows, *, cancel: Cancel, reuse: Reuse | None = None) -> FlowTree:
         """Makes the tree that wrote these rows; tell it `Recovered` to make it go on."""
         tree = cls.__new__(cls)
         names = {EntityRef(s.entity_type, s.entity_id): s.name for s in rows.job.subjects}
         tree._found(Book.of(rows), cancel, names, sequence=rows.sequence, epoch=rows.epoch)
         tree._commands.counts_every_end = True
+        tree._reuse = tree._commands.reuse = reuse
         tree._seen_before = dict(rows.seen)
+        tree._unbegun = tree.root.status is CommandStatus.NOT_STARTED
+        if tree._unbegun:
+            barred = bool(rows.waits_until) and not rows.locks_free
+            tree._wait_for(Waiting.of(rows.dependencies, rows.waits_until, barred=barred))
+            if tree._waiting is None and tree.job.status is Status.PENDING:
+                tree._wait_for(Waiting())
         return tree
+
+    def _wait_for(self, waiting: Waiting | None) -> None:
+        """For what it waits, or waited, before it begins; None if it never did."""
+        self._waiting = waiting
 
     def _found(
         self, book: Book, cancel: Cancel, subject_names: dict[EntityRef, str], *, sequence: int, epoch: int
@@ -116,6 +164,12 @@ class FlowTree:
         self._conflicts = 0  # in a row
         self._refused = False  # the commit in flight was; it is taken back as soon as no code runs and no pause is on
         self._closed = self.ended  # or not ours: nothing is done any more
+        self._wait_for(None)
+        self._unbegun = True  # no plan of it is stored
+        self._grouped = False
+        self._queues = True
+        self._reuse = None
+        self._note = None
         self._cast()
 
     def _cast(self) -> None:
@@ -125,7 +179,9 @@ class FlowTree:
         self._steps = StepTree(book, self._subject_names)
         self._plans = PlanRunner(book, outbox, self._steps, self._cancellation, turn)
         self._commands = CommandRunner(book, outbox, self._steps, self._cancellation, self._plans, turn)
+        self._commands.reuse = self._reuse
         self._plans.commands = self._commands
+        self._trying = False  # the root has been told to begin
 
     # --- for its owner -----------------------------------------------------------------------------------------------
 
@@ -141,6 +197,8 @@ class FlowTree:
         else:
             _TAKE[type(event)](self, event)
         turn.run()
+        if self._waiting is not None and self._book.pending.ends_flow:
+            self._book.pending.ends_wait = True
         if not self._closed:
             effects += self._outbox.hand_out(now, code_runs=bool(self._commands.thinking))
         return effects
@@ -169,6 +227,11 @@ class FlowTree:
         """All steps, parents before children, by number."""
         return self._steps.in_order()
 
+    @property
+    def is_waiting(self) -> bool:
+        """True while it waits before it begins."""
+        return self._waiting is not None and not self._trying and not self._closed
+
     # --- the beginning -----------------------------------------------------------------------------------------------
 
     def _submitted(self, _: ev.Submitted) -> None:
@@ -178,11 +241,18 @@ class FlowTree:
 
     def _open(self) -> None:
         self._book.open()
+        if self._note is not None:
+            self._book.pending.events.append(self._note)
+        if self._waiting is not None and not self._waiting.is_ready:
+            self._wait(self._waiting)
+            return
         self.job.status = Status.STARTED
+        self._trying = True
         self._cancellation.begin()
         self._steps.add_own(VALIDATION, Status.STARTED)
         self._steps.add_own(EXECUTION)
-        self._turn.effects.append(ev.SetTimer("slow plan", self._turn.now + SLOW_PLAN_SECONDS))
+        if not self._grouped:
+            self._turn.effects.append(ev.SetTimer("slow plan", self._turn.now + SLOW_PLAN_SECONDS))
         self._commands.begin(self._commands.root)
 
     def _recovered(self, _: ev.Recovered) -> None:
@@ -197,7 +267,90 @@ class FlowTree:
     def _take_up(self) -> None:
         """Goes through the rows to where the flow stands."""
         self._plans.take_up()
+        if self._waiting is not None and self._unbegun:
+            self._wait_on(self._waiting)
+            return
         self._turn.replay(self._commands.begin, self._commands.root)
+
+    # --- waiting -----------------------------------------------------------------------------------------------------
+
+    def _wait(self, waiting: Waiting) -> None:
+        """A new flow is to wait before it begins."""
+        self._cancellation.begin()
+        self._steps.add_own(VALIDATION)
+        self._steps.add_own(EXECUTION)
+        self._book.pending.dependencies = tuple(waiting.dependencies.values())
+        if waiting.dependencies:
+            jobs = ", ".join(waiting.dependencies)
+            self._book.pending.events.append(EventNote("JOB_WAITS", Severity.NORMAL, f"waits for job {jobs}"))
+        self._outbox.urgent = True
+        self._queue(waiting)
+        self._turn.effects.append(ev.LookAfter())
+
+    def _wait_on(self, waiting: Waiting) -> None:
+        """A flow that is stored waits, as far as its rows say."""
+        self._queue(waiting)
+        if waiting.until:
+            self._turn.effects.append(ev.SetTimer("locks", waiting.until))
+        self._turn.effects.append(ev.LookAfter(at_once=not self._turn.silent))
+        self._consider()
+
+    def _queue(self, waiting: Waiting) -> None:
+        """Takes its places in the queues for its locks, unless it has them."""
+        if not waiting.barred or tuple(waiting.locks) in ((), waiting.queued):
+            return
+        self._book.pending.lock_waits = tuple(waiting.locks)
+        self._book.pending.waits_until = waiting.until
+        self._book.pending.events.append(EventNote("JOB_WAITS", Severity.NORMAL, f"queues: {waiting.barred_by}"))
+        self._outbox.urgent = True
+        self._turn.effects.append(ev.SetTimer("locks", waiting.until))
+
+    def _woken(self, event: ev.Woken) -> None:
+        if self._waiting is not None:
+            self._waiting.learn(event.dependencies)
+            if event.locks_free:
+                self._waiting.hear_of_locks()
+            self._consider()
+
+    def _lock_wait_over(self) -> None:
+        if self._waiting is not None:
+            self._waiting.give_up()
+            self._consider()
+
+    def _consider(self) -> None:
+        """Begins what waits if it may, ends it if it never will."""
+        waiting = self._waiting
+        if waiting is None or self._trying or self.job.status.ended or self.sequence == 0:
+            return
+        if (hindrance := waiting.hindrance()) is not None:
+            self._trying = True
+            self._book.pending.events.append(EventNote("JOB_SKIPPED", Severity.WARNING, hindrance.message))
+            outcome = Outcome.SKIPPED if hindrance.reason == "SKIPPED" else Outcome.FAILED
+            self._commands.refuse(self._commands.root, hindrance, outcome)
+        elif waiting.is_ready:
+            self._try(waiting)
+
+    def _try(self, waiting: Waiting) -> None:
+        self._trying = True
+        waiting.try_now()
+        self._book.pending.ends_wait = True
+        if self.job.status is Status.PENDING:
+            self._book.change_job().status = Status.STARTED
+            self._cancellation.begin()
+            self._steps.start(self._steps.own(VALIDATION))
+        self._commands.begin(self._commands.root)
+
+    def _is_to_queue(self, failure: Failure) -> bool:
+        """Tells whether the flow queues for the lock for which its commit was refused."""
+        if not self._unbegun or not self._queues:
+            return False
+        assert self._outbox.in_flight is not None
+        keys = [key for notes in self._outbox.in_flight.mutations.notes.values() for key in notes.locks]
+        wait = max((key.wait for key in keys if key.entity == entity_in(failure)), default=0.0)
+        if not wait:
+            return False
+        self._waiting = self._waiting or Waiting()
+        return self._waiting.bar(keys, wait, self._turn.now, failure.message)
 
     # --- what is heard -----------------------------------------------------------------------------------------------
 
@@ -232,24 +385,60 @@ class FlowTree:
                 self._commands.end_again(name)
             case "deadline":
                 self._deadline_passed(event)
+            case "locks":
+                self._lock_wait_over()
             case "leaf" if self._plans.deadline_passed(name):
                 self._outbox.told.append(event)
 
     # --- cancel ------------------------------------------------------------------------------------------------------
 
-    def _cancel_asked(self, event: ev.CancelAsked) -> None:
-        if event.request_id:
-            if event.request_id in self._requests:
-                return  # the store said so twice
-            self._requests.add(event.request_id)
-            self._book.pending.handled_requests.append(event.request_id)
+    def _is_news(self, request_id: str) -> bool:
+        """Tells whether an intent is to be dealt with; one from the store is marked as dealt with."""
+        if request_id:
+            if request_id in self._requests:
+                return False  # the store said so twice
+            self._requests.add(request_id)
+            self._book.pending.handled_requests.append(request_id)
             self._outbox.urgent = True
+        return True
+
+    def _cancel_asked(self, event: ev.CancelAsked) -> None:
+        if not self._is_news(event.request_id):
+            return
         refusal = None
         if self._cancellation.wish is None:
             refusal = self._cancellation.refusal(self._commands.root)
             if refusal is None:
                 by = f"{event.user}: {event.reason}" if event.reason else event.user
                 self._grant(by, EventNote("JOB_CANCELED", Severity.WARNING, f"cancelled by {by}", user=event.user))
+        self._outbox.acts.append(ev.AnswerCancel(event.token, refusal))
+        self._outbox.told.append(event)
+
+    def _priority_asked(self, event: ev.PriorityAsked) -> None:
+        if not self._is_news(event.request_id):
+            return
+        refusal = None
+        if not self._unbegun:
+            refusal = failures.job_started(self.job.job_id)
+        elif event.priority != self.job.priority:
+            message = f"priority {event.priority} instead of {self.job.priority}{_by(event)}"
+            self._book.change_job().priority = event.priority
+            self._book.pending.priority = True
+            self._book.pending.events.append(
+                EventNote("JOB_PRIORITY_CHANGED", Severity.NORMAL, message, user=event.user)
+            )
+            self._outbox.urgent = True
+        self._outbox.acts.append(ev.AnswerCancel(event.token, refusal))
+        self._outbox.told.append(event)
+
+    def _stop_asked(self, event: ev.StopAsked) -> None:
+        if not self._is_news(event.request_id):
+            return
+        refusal = self._plans.refusal_to_stop(event.task_ids)
+        if refusal is None and (stopped := self._plans.stop_tasks(event.task_ids)):
+            message = f"{len(stopped)} tasks are to stop{_by(event)}: {', '.join(stopped[:10])}"
+            self._book.pending.events.append(EventNote("TASKS_STOPPED", Severity.WARNING, message, user=event.user))
+            self._outbox.urgent = True
         self._outbox.acts.append(ev.AnswerCancel(event.token, refusal))
         self._outbox.told.append(event)
 
@@ -274,7 +463,7 @@ class FlowTree:
         """What is told of an ended flow, or of one that is not ours."""
         if not self.ended:
             return
-        if isinstance(event, ev.CancelAsked):
+        if isinstance(event, ev.CancelAsked | ev.PriorityAsked | ev.StopAsked):
             refusal = failures.job_ended(self.job.job_id, self.job.status)
             self._turn.effects.append(ev.AnswerCancel(event.token, refusal))
         elif isinstance(event, ev.Recovered):
@@ -287,12 +476,22 @@ class FlowTree:
         self._conflicts = 0
         self._commands.verdicts.clear()
         self._date_job(parcel.mutations, event)
+        if self._unbegun:
+            self._note_beginning(parcel.mutations, event)
         if parcel.mutations.ends_flow:
             self.ended = self._closed = True
             self._turn.effects += self._outbox.acts  # who asked meanwhile is answered first
         self._turn.effects += parcel.acts
         for entity, observation in event.seen.items():
             self._seen(ev.EntitySeen(entity, observation))
+
+    def _note_beginning(self, stored: Mutations, event: ev.Recorded) -> None:
+        self._unbegun = self.root.command_id not in stored.sealed
+        if self._waiting is not None:
+            if stored.lock_waits:
+                self._waiting.queued = stored.lock_waits
+            self._waiting.learn(event.dependencies)
+            self._consider()
 
     def _date_job(self, stored: Mutations, event: ev.Recorded) -> None:
         job = self.job
@@ -313,6 +512,10 @@ class FlowTree:
             self._turn.effects.append(ev.Abandon(failure))
         elif failure.reason == "CONFLICT":
             self._meet_conflict(failure)
+        elif failure.reason == "LOCKED" and self._is_to_queue(failure):
+            self._take_back_without([], failure)
+        elif failure.reason == "GROUP_REFUSED":
+            self._take_back_without([self.root.command_id], failures.group_refused(failure))
         elif failure.reason == "LOCKED" and (wanting := self._blamed(who_wanted, failure)):
             self._take_back_without(wanting, failure)
         elif self.sequence == 0:
@@ -334,7 +537,7 @@ class FlowTree:
 
     def _blamed(self, who: Callable[..., list[str]], failure: Failure) -> list[str]:
         assert self._outbox.in_flight is not None
-        return who(failure, self._outbox.in_flight.mutations, self._commands, first=self.sequence == 0)
+        return who(failure, self._outbox.in_flight.mutations, self._commands, first=self._unbegun)
 
     def _pause(self, failure: Failure) -> None:
         self._turn.effects += (ev.Retry(failure), self._outbox.pause(self._turn.now))
@@ -373,7 +576,9 @@ class FlowTree:
         self._cast()
         self._commands.verdicts = before.verdicts
         self._commands.counts_every_end = before.counts_every_end
-        self._requests -= {event.request_id for event in told if isinstance(event, ev.CancelAsked)}
+        self._requests -= {
+            event.request_id for event in told if isinstance(event, ev.CancelAsked | ev.PriorityAsked | ev.StopAsked)
+        }
         self._outbox.progress_timer = False
         if self.sequence == 0:
             self._open()
@@ -386,6 +591,10 @@ class FlowTree:
             _TAKE[type(event)](self, event)
 
 
+def _by(event: ev.PriorityAsked | ev.StopAsked) -> str:
+    return f" (by {event.user}: {event.reason})" if event.reason else f" (by {event.user})"
+
+
 _TAKE: Final[dict[type[Any], Any]] = {
     ev.LeafReported: FlowTree._reported,
     ev.Recorded: FlowTree._recorded,
@@ -396,6 +605,9 @@ _TAKE: Final[dict[type[Any], Any]] = {
     ev.EntitySeen: FlowTree._seen,
     ev.TimerFired: FlowTree._timer_fired,
     ev.CancelAsked: FlowTree._cancel_asked,
+    ev.PriorityAsked: FlowTree._priority_asked,
+    ev.StopAsked: FlowTree._stop_asked,
+    ev.Woken: FlowTree._woken,
     ev.RecordRefused: FlowTree._record_refused,
     ev.Recovered: FlowTree._recovered,
 }

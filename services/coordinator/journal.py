@@ -39,7 +39,7 @@ from chassis.clock import Clock
 from chassis.errors import WaybillError, unavailable
 from coordinator.batches import Batch, Gathering, Waiting
 from coordinator.doorbell import set_within, settled
-from coordinator.journalwatch import HeardEntities, HeardRequests, JournalWatch
+from coordinator.journalwatch import HeardEntities, HeardRequests, HeardWakes, JournalWatch
 from coordinator.metrics import JournalTallies
 from coordinator.retries import Backoff, verdict
 from waybill.v1 import jobs_pb2, jobstore_pb2, jobstore_pb2_grpc
@@ -113,6 +113,19 @@ class Journal:
             self._wake()
         return waiting.result
 
+    def commit_together(
+        self, commits: Sequence[jobstore_pb2.FlowCommit]
+    ) -> list[asyncio.Future[jobstore_pb2.FlowCommitResult]]:
+        """Writes the commits of several flows, all or none; as `commit`, with a future each."""
+        group = [Waiting(commit, asyncio.get_running_loop().create_future()) for commit in commits]
+        if self._closed is not None:
+            for waiting in group:
+                waiting.fail(_anew(self._closed))
+        else:
+            self._gathering.groups.append(group)
+            self._wake()
+        return [waiting.result for waiting in group]
+
     def observe(self, row: jobstore_pb2.ObservedRow) -> None:
         """Notes what a host saw of an entity; goes with the next batch."""
         self._gathering.observe(row)
@@ -139,8 +152,10 @@ class Journal:
     def _close(self, why: WaybillError) -> None:
         """Takes nothing more and tells all who wait; the first reason stays."""
         self._closed = self._closed or why
-        waiting = [*(self._in_flight.waiting if self._in_flight else ()), *self._gathering.commits]
+        groups = [waiting for group in self._gathering.groups for waiting in group]
+        waiting = [*(self._in_flight.waiting if self._in_flight else ()), *self._gathering.commits, *groups]
         self._gathering.commits.clear()
+        self._gathering.groups.clear()
         for each in waiting:
             each.fail(_anew(self._closed))
 
@@ -249,6 +264,11 @@ class Journal:
         request = jobstore_pb2.LoadFlowsRequest(flow_command_ids=flow_command_ids)
         return list((await self._ask(self._stub.LoadFlows, request, patience=math.inf)).flows)
 
+    async def load_flow_of(self, job_id: str) -> jobstore_pb2.FlowRows | None:
+        """Returns the rows of a job's flow, anybody's; None if there is none."""
+        flows = (await self._ask(self._stub.LoadFlows, jobstore_pb2.LoadFlowsRequest(job_ids=[job_id]))).flows
+        return flows[0] if flows else None
+
     async def renew_lease(
         self, counter: int, address: str, seconds: float, traced_revision: int = -1
     ) -> list[jobstore_pb2.Lease]:
@@ -299,6 +319,10 @@ class Journal:
     def on_requests(self, heard: HeardRequests) -> None:
         """Calls back with intents for flows; the same may come again until a commit has handled it."""
         self._watch.on_requests(heard)
+
+    def on_wakes(self, heard: HeardWakes) -> None:
+        """Calls back with news for flows that wait; the same may come again."""
+        self._watch.on_wakes(heard)
 
 
 def _anew(error: WaybillError) -> WaybillError:

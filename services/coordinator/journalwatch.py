@@ -23,6 +23,7 @@ log = logs.get_logger(__name__)
 
 HeardEntities = Callable[[Sequence[jobs_pb2.Entity]], None]
 HeardRequests = Callable[[Sequence[jobstore_pb2.FlowRequest]], None]
+HeardWakes = Callable[[Sequence[jobstore_pb2.FlowWake]], None]
 
 
 class WatchPosition:
@@ -83,6 +84,7 @@ class JournalWatch:
         self._pauses = Backoff(rng)
         self._entity_listeners: list[HeardEntities] = []
         self._request_listeners: list[HeardRequests] = []
+        self._wake_listeners: list[HeardWakes] = []
         self.first_snapshot = asyncio.Event()
 
     def on_entities(self, heard: HeardEntities) -> None:
@@ -90,6 +92,9 @@ class JournalWatch:
 
     def on_requests(self, heard: HeardRequests) -> None:
         self._request_listeners.append(heard)
+
+    def on_wakes(self, heard: HeardWakes) -> None:
+        self._wake_listeners.append(heard)
 
     async def run(self) -> None:
         """Watches for ever."""
@@ -117,6 +122,9 @@ class JournalWatch:
         if message.flow_requests:
             for heard_requests in self._request_listeners:
                 heard_requests(message.flow_requests)
+        if message.wakes:
+            for heard_wakes in self._wake_listeners:
+                heard_wakes(message.wakes)
         if message.snapshot_done:
             self.first_snapshot.set()
 

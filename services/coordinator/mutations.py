@@ -9,7 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 from coordinator.plan import EntityRef
-from coordinator.rows import Command, EventNote, Image, Job, Leaf, Notes, Snapshot, Step
+from coordinator.rows import Command, Dependency, EventNote, Image, Job, Leaf, LockKey, Notes, Snapshot, Step
 
 Row = Job | Step | Command | Leaf
 
@@ -38,6 +38,11 @@ class Mutations:
     handled_requests: list[str] = field(default_factory=list)
     events: list[EventNote] = field(default_factory=list)
     ends_flow: bool = False
+    dependencies: tuple[Dependency, ...] = ()
+    lock_waits: tuple[LockKey, ...] = ()
+    waits_until: float = 0.0
+    ends_wait: bool = False
+    priority: bool = False  # of the job, which changes with it
     former: list[tuple[Row, Image]] = field(default_factory=list)
 
     def __bool__(self) -> bool:
@@ -54,12 +59,17 @@ class Mutations:
             or self.notes
             or self.events
             or self.handled_requests
+            or self.lock_waits
         )
 
     def absorb(self, later: Mutations) -> None:
         """Takes in what gathered after it: it was refused, and goes again with that."""
         self.job |= later.job
         self.ends_flow |= later.ends_flow
+        self.ends_wait |= later.ends_wait
+        self.priority |= later.priority
+        if later.lock_waits:
+            self.lock_waits, self.waits_until = later.lock_waits, later.waits_until
         self.sealed |= later.sealed
         for name in ("new_steps", "new_commands", "new_leaves", "notes", "report_entities"):
             getattr(self, name).update(getattr(later, name))

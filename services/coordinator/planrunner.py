@@ -20,6 +20,7 @@ reaches out and nothing else: `nothing` and `change` still follow the stage that
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Any, Final, Protocol
 
 from coordinator import events as ev
@@ -147,6 +148,8 @@ class PlanRunner:
             asked.append(ev.SetTimer(f"leaf {leaf.task_id}", leaf.deadline))
         if leaf.kind is LeafKind.TASK:
             asked.append(ev.Start(leaf))
+            if leaf.state == "ABORTING":
+                asked.append(ev.Stop(leaf))
         elif leaf.kind is LeafKind.CALL:
             asked.append(ev.CallHost(leaf))
 
@@ -265,6 +268,30 @@ class PlanRunner:
                 self._outbox.acts.append(ev.Stop(leaf))
             elif leaf.kind is LeafKind.WAIT:
                 self._end_leaf(node, leaf, "FINISHED", "CLEAN_SUCCESS", failures.stopped(wish.message))
+
+    def refusal_to_stop(self, task_ids: Iterable[str]) -> Failure | None:
+        """Why these cannot be stopped; None if they can, or are over."""
+        for task_id in task_ids:
+            leaf = self._book.leaves.get(task_id)
+            if leaf is None:
+                return failures.task_unknown(task_id)
+            if leaf.kind is not LeafKind.TASK and not leaf.over:
+                return failures.not_stoppable(leaf)
+        return None
+
+    def stop_tasks(self, task_ids: Iterable[str]) -> list[str]:
+        """Has these tasks stopped, or all, durably; returns those that were not over, nor to be stopped already."""
+        wanted = set(task_ids)
+        stopped = []
+        for task_id, node in self._open.items():
+            leaf = node.leaf
+            assert leaf is not None
+            if leaf.kind is LeafKind.TASK and not leaf.state and (not wanted or task_id in wanted):
+                self._book.change_leaf(leaf)
+                leaf.state = "ABORTING"
+                self._outbox.acts.append(ev.Stop(leaf))
+                stopped.append(task_id)
+        return stopped
 
     def _end_leaf(self, node: Node, leaf: Leaf, state: str, result: str, error: Failure | None) -> None:
         self._book.change_leaf(leaf)

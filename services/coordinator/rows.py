@@ -74,6 +74,20 @@ class Cancel(StrEnum):
     FINISH_FORWARD = "FINISH_FORWARD"
 
 
+class DependencyPolicy(StrEnum):
+    """What becomes of a job when one that it depends on does not end well."""
+
+    SKIP = "SKIP"
+    RUN = "RUN"
+
+
+class LockScope(StrEnum):
+    """How long a lock is held."""
+
+    EXECUTION = "EXECUTION"
+    COMMAND = "COMMAND"
+
+
 class Severity(StrEnum):
     """How bad an event is."""
 
@@ -100,6 +114,21 @@ class Subject:
     entity_type: str
     entity_id: str
     name: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Dependency:
+    """A job that must end before another one begins. `gone`: there is no such job any more."""
+
+    job_id: str
+    policy: DependencyPolicy = DependencyPolicy.SKIP
+    status: Status = Status.PENDING
+    gone: bool = False
+
+    @property
+    def ended(self) -> bool:
+        """True if there is nothing more to be waited for."""
+        return self.gone or self.status.ended
 
 
 @dataclass(slots=True)
@@ -137,11 +166,11 @@ class Job:
 
     def image(self) -> Image:
         """What of it changes."""
-        return (self.status, self.progress, self.cancelable, self.error, self.cancel_requested_by)
+        return (self.status, self.progress, self.cancelable, self.error, self.cancel_requested_by, self.priority)
 
     def restore(self, image: Image) -> None:
         """Makes it what it was."""
-        self.status, self.progress, self.cancelable, self.error, self.cancel_requested_by = image
+        self.status, self.progress, self.cancelable, self.error, self.cancel_requested_by, self.priority = image
 
 
 @dataclass(slots=True)
@@ -210,7 +239,8 @@ class Command:
 class Leaf:
     """A row of the host_task table: a begun task, call or wait.
 
-    `state` is "" while under way, then FINISHED or UNKNOWN; on waits `arguments` is the condition.
+    `state` is "" while under way (ABORTING once somebody wants it stopped), then FINISHED or UNKNOWN; on waits
+    `arguments` is the condition.
     """
 
     task_id: str
@@ -235,7 +265,7 @@ class Leaf:
     @property
     def over(self) -> bool:
         """True once its end is known (or known to be unknowable)."""
-        return self.state != ""
+        return self.state not in ("", "ABORTING")
 
     def image(self) -> Image:
         """What of it changes."""
@@ -270,11 +300,18 @@ class EntityChange:
 
 @dataclass(frozen=True, slots=True)
 class LockKey:
-    """A lock to take."""
+    """A lock to take. `by_name`: what it names is no entity (yet).
+
+    `wait`: for how many seconds a flow that has not begun queues for it, first come, first served; 0: it is refused at
+    once. Scope COMMAND: held until the flow is over. EXECUTION: only until the plan is committed.
+    """
 
     entity: EntityRef
     exclusive: bool = True
     reason: str = ""
+    by_name: bool = False
+    wait: float = 0.0
+    scope: LockScope = LockScope.COMMAND
 
 
 @dataclass(frozen=True, slots=True)
@@ -313,3 +350,6 @@ class FlowRows:
     seen: dict[EntityRef, Observation] = field(default_factory=dict)
     epoch: int = 1
     sequence: int = 0
+    dependencies: list[Dependency] = field(default_factory=list)
+    waits_until: float = 0.0  # while it queues for locks
+    locks_free: bool = False

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Mapping
 from typing import Any
 
 import grpc
@@ -14,12 +15,12 @@ from chassis.errors import (
     failed_precondition,
     internal,
     invalid_field,
-    not_available_yet,
 )
 from coordinator import submissions, wire
-from coordinator.commands.base import CommandType, Registry
+from coordinator.commands.base import Command, CommandType, Registry
 from coordinator.engine import Engine
 from coordinator.externals import Externals
+from coordinator.rows import Dependency, Job
 from waybill.v1 import coordinator_pb2, coordinator_pb2_grpc, jobs_pb2, jobstore_pb2, jobstore_pb2_grpc
 
 log = logs.get_logger(__name__)
@@ -49,10 +50,12 @@ class CoordinatorService(coordinator_pb2_grpc.CoordinatorServicer):
     ) -> coordinator_pb2.RunMultipleCommandsResponse:
         if request.policy not in coordinator_pb2.MultiplePolicy.values():
             raise invalid_field("policy", f"there is no policy {request.policy}")
-        if request.policy not in INDEPENDENT:
-            raise not_available_yet(f"policy {coordinator_pb2.MultiplePolicy.Name(request.policy)}")
         if len(request.commands) > MAX_COMMANDS:
             raise invalid_field("commands", f"are {len(request.commands)}; at most {MAX_COMMANDS} are taken")
+        if request.policy not in INDEPENDENT:
+            jobs = await self._run_together(request)
+            results = [coordinator_pb2.RunCommandResult(job=job) for job in jobs]
+            return coordinator_pb2.RunMultipleCommandsResponse(results=results)
         results = await asyncio.gather(*(self._result(command) for command in request.commands))
         return coordinator_pb2.RunMultipleCommandsResponse(results=results)
 
@@ -65,11 +68,33 @@ class CoordinatorService(coordinator_pb2_grpc.CoordinatorServicer):
             log.exception("a command of several raised", command_type=request.command_type)
             return coordinator_pb2.RunCommandResult(error=internal("a defect; the log has the details").to_status())
 
+    async def _run_together(self, request: coordinator_pb2.RunMultipleCommandsRequest) -> list[jobs_pb2.Job]:
+        """All of them are stored, or none: what is wrong with one is wrong with the call."""
+        all_or_nothing = request.policy == coordinator_pb2.MULTIPLE_POLICY_ALL_OR_NOTHING
+        members: list[tuple[Job, Command, list[Dependency]]] = []
+        for index, each in enumerate(request.commands):
+            try:
+                if each.validate_only:
+                    raise invalid_field("validate_only", "is for one command, or for INDEPENDENT ones")
+                if each.depends_on and all_or_nothing:
+                    raise invalid_field("depends_on", "cannot be waited for by what begins together or not at all")
+                dependencies = submissions.dependencies_of(each)
+                job, command = submissions.read(each, self._registry, context.current(), self._ids.new())
+            except WaybillError as error:
+                raise submissions.located(error, f"commands[{index}].") from error
+            if not all_or_nothing and members:
+                dependencies.append(Dependency(members[-1][0].job_id))
+            members.append((job, command, dependencies))
+        if not members:
+            return []
+        return await self._engine.submit_together(members, all_or_nothing=all_or_nothing)
+
     async def _run(self, request: coordinator_pb2.RunCommandRequest) -> jobs_pb2.Job:
         job, command = submissions.read(request, self._registry, context.current(), self._ids.new())
+        dependencies = submissions.dependencies_of(request) if request.depends_on else ()
         if request.validate_only:
             return await self._engine.plan_only(job, command)
-        stored = await self._engine.submit(job, command)
+        stored = await self._engine.submit(job, command, dependencies)
         if stored.job_id == job.job_id:
             tracing.describe_call({"job.id": stored.job_id})
         else:  # of a former request with this id, and in that one's trace
@@ -81,23 +106,57 @@ class CoordinatorService(coordinator_pb2_grpc.CoordinatorServicer):
         reason = submissions.checked_reason(request.reason)
         user = context.current().user
         job = await self._engine.cancel(job_id, user, reason)
-        job = job if job is not None else await self._cancel_elsewhere(job_id, user, reason)
+        job = job if job is not None else await self._ask_elsewhere(job_id, "CANCEL", user, reason)
         _link_to(job)
         return job
 
-    async def _cancel_elsewhere(self, job_id: str, user: str, reason: str) -> jobs_pb2.Job:
-        """The flow is another coordinator's, or over, or there is none."""
-        job = await self._engine.journal.read_job(job_id=job_id)
+    async def SetPriority(self, request: coordinator_pb2.SetPriorityRequest, _: Context) -> jobs_pb2.Job:
+        job_id = submissions.checked_job_id(request.job_id)
+        priority = submissions.checked_priority(request.priority)
+        reason = submissions.checked_reason(request.reason)
+        user = context.current().user
+        job = await self._engine.set_priority(job_id, priority, user, reason)
+        if job is None:
+            job = await self._ask_elsewhere(job_id, "SET_PRIORITY", user, reason, {"priority": priority})
+        _link_to(job)
+        return job
+
+    async def StopTasks(self, request: coordinator_pb2.StopTasksRequest, _: Context) -> jobs_pb2.Job:
+        job_id = submissions.checked_job_id(request.job_id)
+        task_ids = submissions.checked_task_ids(request.task_ids)
+        reason = submissions.checked_reason(request.reason)
+        user = context.current().user
+        job = await self._engine.stop_tasks(job_id, task_ids, user, reason)
+        if job is None:
+            job = await self._ask_elsewhere(job_id, "STOP_TASKS", user, reason, {"task_ids": task_ids})
+        _link_to(job)
+        return job
+
+    async def _ask_elsewhere(
+        self, job_id: str, kind: str, user: str, reason: str, arguments: Mapping[str, Any] | None = None
+    ) -> jobs_pb2.Job:
+        """The flow is another coordinator's, or over, or there is none: leaves it a wish, of a kind."""
+        job = await self._stored(job_id)
         if not job.flow_command_id:
-            raise failed_precondition("NOT_CANCELABLE", f"job {job_id} is external: only its own system can stop it")
+            raise failed_precondition("NOT_CANCELABLE", f"job {job_id} is external: only its own system can do that")
         if job.HasField("end_time"):
             status = wire.STATUS_NAMES[job.status]
             raise failed_precondition("JOB_ENDED", f"job {job_id} has ended {status}", job_id=job_id)
+        if kind == "SET_PRIORITY" and job.status != jobs_pb2.EXECUTION_STATUS_PENDING:
+            raise failed_precondition("JOB_STARTED", f"job {job_id} has begun; it does not wait any more")
         intent = jobstore_pb2.FlowRequest(
-            request_id=self._ids.new(), flow_command_id=job.flow_command_id, kind="CANCEL", user=user, reason=reason
+            request_id=self._ids.new(),
+            flow_command_id=job.flow_command_id,
+            kind=kind,
+            user=user,
+            reason=reason,
+            arguments_json=wire.dump(arguments) if arguments else "",
         )
         await self._engine.journal.request_flow(intent, job_id)
         return job
+
+    async def _stored(self, job_id: str) -> jobs_pb2.Job:
+        return await self._engine.journal.read_job(job_id=job_id)
 
     async def ListCommandTypes(
         self, request: coordinator_pb2.ListCommandTypesRequest, _: Context
@@ -105,16 +164,39 @@ class CoordinatorService(coordinator_pb2_grpc.CoordinatorServicer):
         return coordinator_pb2.ListCommandTypesResponse(command_types=[_described(kind) for kind in self._registry])
 
     async def ForceEndJob(self, request: coordinator_pb2.ForceEndJobRequest, _: Context) -> jobs_pb2.Job:
-        raise not_available_yet("ForceEndJob")
+        job_id = submissions.checked_job_id(request.job_id)
+        reason = submissions.checked_reason(request.reason)
+        if not reason.strip():
+            raise invalid_field("reason", "is required: who reads the audit log will want to know")
+        user = context.current().user
+        if await self._engine.force_end(job_id, user, reason):
+            job = await self._stored(job_id)
+        else:
+            job = await self._ask_elsewhere(job_id, "FORCE_END", user, reason)
+        _link_to(job)
+        return job
 
     async def RestartJob(self, request: coordinator_pb2.RestartJobRequest, _: Context) -> jobs_pb2.Job:
-        raise not_available_yet("RestartJob")
-
-    async def SetPriority(self, request: coordinator_pb2.SetPriorityRequest, _: Context) -> jobs_pb2.Job:
-        raise not_available_yet("SetPriority")
-
-    async def StopTasks(self, request: coordinator_pb2.StopTasksRequest, _: Context) -> jobs_pb2.Job:
-        raise not_available_yet("StopTasks")
+        job_id = submissions.checked_job_id(request.job_id)
+        former = await self._stored(job_id)
+        if not former.HasField("end_time"):
+            raise failed_precondition("JOB_NOT_ENDED", f"job {job_id} has not ended", job_id=job_id)
+        rows = await self._engine.journal.load_flow_of(job_id)
+        if rows is None:
+            raise failed_precondition("NOT_RESTARTABLE", f"job {job_id} is external: only its own system can do that")
+        if former.status == jobs_pb2.EXECUTION_STATUS_FINISHED:
+            message = f"job {job_id} has ended well; to do the same again, run its command"
+            raise failed_precondition("NOT_RESTARTABLE", message, job_id=job_id)
+        job, command = submissions.restarted(rows, request, self._registry, context.current(), self._ids.new())
+        if request.validate_only:
+            return await self._engine.plan_only(job, command, rows)
+        user, why = context.current().user, f": {request.reason}" if request.reason else ""
+        stored = await self._engine.submit(job, command, former=rows, note=f"restarts job {job_id}, by {user}{why}")
+        if stored.job_id != job.job_id:
+            _link_to(stored)
+        else:
+            tracing.describe_call({"job.id": stored.job_id})
+        return stored
 
     # External jobs
 

@@ -50,6 +50,7 @@ def check_notes(notes: Notes) -> None:
         if not isinstance(lock, LockKey):
             raise TypeError(f"locks must return keys, not {_shown(lock)}")
         _check_entities([lock.entity])
+        _check_number("wait of a lock", lock.wait, _LONGEST_DEADLINE)
 
 
 def _nodes(plan: object) -> Iterator[Plan]:

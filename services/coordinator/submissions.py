@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping
+import json
+from collections.abc import Mapping, Sequence
 from typing import Any, Final
 from uuid import UUID
 
@@ -11,16 +12,18 @@ from google.protobuf import struct_pb2
 from google.protobuf.timestamp_pb2 import Timestamp
 
 from chassis import context
-from chassis.errors import WaybillError, invalid_argument, invalid_field, not_available_yet, reject_control
+from chassis.errors import WaybillError, invalid_argument, invalid_field, reject_control
 from coordinator import wire
 from coordinator.commands.base import Command, CommandType, Registry
-from coordinator.rows import Job, Subject
-from waybill.v1 import coordinator_pb2
+from coordinator.rows import Dependency, DependencyPolicy, Job, Subject
+from waybill.v1 import coordinator_pb2, jobs_pb2, jobstore_pb2
 
 MAX_PARAMETERS_BYTES: Final = 256 << 10
 MAX_DEPTH: Final = 32
 MAX_NAME: Final = 256
 MAX_PRIORITY: Final = 1_000_000
+MAX_DEPENDENCIES: Final = 100
+MAX_TASKS: Final = 1000
 LAST_SECOND: Final = 253_402_300_799
 """Of the year 9999, in Unix time."""
 CORRELATION_ID_RULE: Final = "1-50 characters of [0-9A-Za-z_-]"
@@ -52,12 +55,11 @@ def _check_names(request: coordinator_pb2.RunCommandRequest) -> None:
         _check_name(field, getattr(request, field))
     if request.correlation_id and not context.valid_correlation_id(request.correlation_id):
         raise invalid_field("correlation_id", f"must be {CORRELATION_ID_RULE}", reason="CORRELATION_ID_INVALID")
-    if not -MAX_PRIORITY <= request.priority <= MAX_PRIORITY:
-        raise invalid_field("priority", f"must be between -{MAX_PRIORITY} and {MAX_PRIORITY}")
+    checked_priority(request.priority)
     if request.HasField("deadline"):
         _check_time("deadline", request.deadline)
-    if request.depends_on:
-        raise not_available_yet("RunCommand with depends_on")
+    if request.dependency_policy not in jobs_pb2.DependencyPolicy.values():
+        raise invalid_field("dependency_policy", f"there is no policy {request.dependency_policy}")
     if request.external_job_id:
         checked_id("external_job_id", request.external_job_id)
 
@@ -164,12 +166,69 @@ def _body_hash(request: coordinator_pb2.RunCommandRequest, parameters: Mapping[s
     }
     if request.external_job_id:
         body["external_job_id"] = request.external_job_id
+    if request.depends_on:  # older requests had none: their hashes stay
+        body["depends_on"] = [*request.depends_on]
+        body["dependency_policy"] = request.dependency_policy
     return hashlib.sha256(wire.dump_sorted(body)).digest()
 
 
-def checked_job_id(text: str) -> str:
+def restarted(
+    former: jobstore_pb2.FlowRows,
+    request: coordinator_pb2.RestartJobRequest,
+    registry: Registry,
+    call: context.CallContext,
+    job_id: str,
+) -> tuple[Job, Command]:
+    """Returns the job and the command that do again what a former flow did not do well.
+
+    Raises:
+        WaybillError: what is wrong with the request, or with what it wants done again.
+    """
+    _check_name("request_id", request.request_id)
+    checked_reason(request.reason)
+    root = next(row for row in former.commands if not row.parent_command_id)
+    kind = registry.find(root.command_type)
+    command = kind.read(root.parameters_version, json.loads(root.parameters_json or "{}"))
+    body = wire.dump_sorted({"restart": former.job.job_id})
+    job = Job(
+        job_id=job_id,
+        command_type=kind.name,
+        description=kind.describe(command, lambda ref: ""),
+        owner=call.user,
+        correlation_id=call.correlation_id,
+        parameters={**json.loads(former.job.parameters_json or "{}"), **command.parameters()},
+        subjects=tuple(Subject(ref.entity_type, ref.entity_id) for ref in command.subjects()),
+        visible=former.job.visible,
+        auto_cleared=former.job.auto_cleared,
+        priority=former.job.priority,
+        restarted_from=former.job.job_id,
+        request_id=request.request_id,
+        request_hash=hashlib.sha256(body).digest() if request.request_id else b"",
+        categories=kind.categories,
+    )
+    return job, command
+
+
+def dependencies_of(request: coordinator_pb2.RunCommandRequest) -> list[Dependency]:
+    """Returns the jobs that must end before a command begins, each once. Raises REQUEST_INVALID."""
+    if len(request.depends_on) > MAX_DEPENDENCIES:
+        raise invalid_field("depends_on", f"are {len(request.depends_on)}; at most {MAX_DEPENDENCIES} are taken")
+    policy = DependencyPolicy(wire.POLICY_NAMES[request.dependency_policy])
+    named = [checked_job_id(job_id, f"depends_on[{index}]") for index, job_id in enumerate(request.depends_on)]
+    return [Dependency(job_id, policy) for job_id in dict.fromkeys(named)]
+
+
+def located(error: WaybillError, where: str) -> WaybillError:
+    """Returns the same refusal with its fields below a place in a larger request: `commands[2].`."""
+    violations = [(f"{where}{field}", words) for field, words in error.violations]
+    return WaybillError(
+        error.code, error.reason, f"{where}{error.message}", metadata=error.metadata, violations=violations
+    )
+
+
+def checked_job_id(text: str, field: str = "job_id") -> str:
     """Returns a job id in its usual spelling. Raises REQUEST_INVALID."""
-    return checked_id("job_id", text)
+    return checked_id(field, text)
 
 
 def checked_id(field: str, text: str) -> str:
@@ -178,6 +237,20 @@ def checked_id(field: str, text: str) -> str:
         return str(UUID(text))
     except ValueError:
         raise invalid_field(field, "must be a UUID") from None
+
+
+def checked_task_ids(task_ids: Sequence[str]) -> list[str]:
+    """Returns the ids of tasks in their usual spelling, each once. Raises REQUEST_INVALID."""
+    if len(task_ids) > MAX_TASKS:
+        raise invalid_field("task_ids", f"are {len(task_ids)}; at most {MAX_TASKS} are taken. None stops all")
+    return list(dict.fromkeys(checked_job_id(each, f"task_ids[{index}]") for index, each in enumerate(task_ids)))
+
+
+def checked_priority(priority: int) -> int:
+    """Returns a priority. Raises REQUEST_INVALID."""
+    if not -MAX_PRIORITY <= priority <= MAX_PRIORITY:
+        raise invalid_field("priority", f"must be between -{MAX_PRIORITY} and {MAX_PRIORITY}")
+    return priority
 
 
 def checked_reason(text: str) -> str:

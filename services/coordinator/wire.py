@@ -19,6 +19,8 @@ from coordinator.rows import (
     Cancel,
     Command,
     CommandStatus,
+    Dependency,
+    DependencyPolicy,
     EntityChange,
     EventNote,
     Failure,
@@ -26,6 +28,8 @@ from coordinator.rows import (
     Job,
     Leaf,
     LeafKind,
+    LockKey,
+    LockScope,
     Snapshot,
     Status,
     Step,
@@ -49,6 +53,7 @@ STATE = {**_numbers(jobs_pb2.TaskState, "TASK_STATE_"), "": 0}
 RESULT = {**_numbers(jobs_pb2.TaskResult, "TASK_RESULT_"), "": 0}
 ENTITY = _numbers(jobs_pb2.EntityType, "ENTITY_TYPE_")
 CANCEL = _numbers(jobs_pb2.CancelKind, "CANCEL_KIND_")
+POLICY = _numbers(jobs_pb2.DependencyPolicy, "DEPENDENCY_POLICY_")
 SEVERITY = _numbers(jobs_pb2.Severity, "SEVERITY_")
 
 STATUS_NAMES = {number: name for name, number in STATUS.items()}
@@ -56,6 +61,7 @@ COMMAND_STATUS_NAMES = {number: name for name, number in COMMAND_STATUS.items()}
 KIND_NAMES = {number: name for name, number in KIND.items()}
 STATE_NAMES = {number: name for name, number in STATE.items() if number} | {0: ""}
 RESULT_NAMES = {number: name for name, number in RESULT.items() if number} | {0: ""}
+POLICY_NAMES = {number: name for name, number in POLICY.items() if number} | {0: "SKIP"}
 ENTITY_NAMES = {number: name for name, number in ENTITY.items()}
 CANCEL_NAMES = {number: name for name, number in CANCEL.items()}
 
@@ -204,11 +210,16 @@ def commit_message(tree: FlowTree, mutations: Mutations, sequence: int, new_id: 
         ends_flow=mutations.ends_flow,
         handled_requests=mutations.handled_requests,
         external_job_id=tree.job.external_job_id,
+        ends_wait=mutations.ends_wait,
     )
+    if mutations.dependencies or mutations.lock_waits:
+        _add_waits(message, tree, mutations)
     if mutations.new_job:
         message.new_job.CopyFrom(_job_row(tree.job))
     elif mutations.job:
         message.job.CopyFrom(_job_change(tree.job))
+        if mutations.priority:
+            message.job.priority = tree.job.priority
     for ref in mutations.report_entities:
         message.report_entities.append(ref_message(ref))
     _add_notes(message, tree, mutations, new_id)
@@ -220,16 +231,42 @@ def _add_notes(message: jobstore_pb2.FlowCommit, tree: FlowTree, mutations: Muta
         for ref, version in notes.read_versions.items():
             message.read_versions.add(entity=ref_message(ref), version=version)
         for key in notes.locks:
-            message.locks.add(
-                entity=ref_message(key.entity),
-                exclusive=key.exclusive,
-                command_id=command_id,
-                reason=key.reason or tree.job.description,
-            )
+            message.locks.append(_lock_row(key, command_id, tree))
         message.entities.extend(_entity_change(change) for change in notes.changes)
         message.events.extend(_event_row(note, new_id()) for note in notes.events)
     message.snapshots.extend(_snapshot_row(snapshot) for snapshot in mutations.snapshots)
     message.events.extend(_event_row(note, new_id()) for note in mutations.events)
+
+
+def _lock_row(key: LockKey, command_id: str, tree: FlowTree) -> jobstore_pb2.LockRow:
+    return jobstore_pb2.LockRow(
+        entity=ref_message(key.entity),
+        exclusive=key.exclusive,
+        command_id=command_id,
+        reason=key.reason or tree.job.description,
+        passing=key.scope is LockScope.EXECUTION,
+    )
+
+
+def _add_waits(message: jobstore_pb2.FlowCommit, tree: FlowTree, mutations: Mutations) -> None:
+    for each in mutations.dependencies:
+        message.dependencies.add(job_id=each.job_id, policy=POLICY[each.policy])
+    if mutations.lock_waits:
+        message.lock_waits.extend(_lock_row(key, tree.root.command_id, tree) for key in mutations.lock_waits)
+        message.waits_until.CopyFrom(timestamp(mutations.waits_until))
+
+
+def dependencies_from(messages: Iterable[jobstore_pb2.Dependency]) -> list[Dependency]:
+    """How the jobs are that a flow depends on."""
+    return [
+        Dependency(
+            each.job_id,
+            DependencyPolicy(POLICY_NAMES[each.policy]),
+            Status(STATUS_NAMES[each.status]) if each.status else Status.PENDING,
+            gone=not each.status,
+        )
+        for each in messages
+    ]
 
 
 def _job_row(job: Job) -> jobstore_pb2.JobRow:
@@ -438,6 +475,9 @@ def rows_from(message: jobstore_pb2.FlowRows) -> FlowRows:
         },
         epoch=message.epoch,
         sequence=message.sequence,
+        dependencies=dependencies_from(message.dependencies),
+        waits_until=seconds_of(message.waits_until),
+        locks_free=message.locks_free,
     )
 
 

@@ -35,10 +35,12 @@ from jobstore.messages import (
     step_message,
 )
 from jobstore.snapshots import Connection
+from jobstore.waiting import read_all_news, read_news
 from jobstore.window import (
     Batch,
     EntityChanged,
     FlowRequested,
+    FlowWoken,
     JobChange,
     JobChanged,
     JobRemoved,
@@ -52,7 +54,9 @@ _HEAD: Final = """
     SELECT revision, compacted_revision, time, store_epoch,
            EXISTS (SELECT FROM tombstone WHERE tombstone.revision > $1) AS tombstones,
            EXISTS (SELECT FROM entity WHERE entity.revision > $1) AS entities,
-           EXISTS (SELECT FROM flow_request WHERE flow_request.revision > $1) AS flow_requests
+           EXISTS (SELECT FROM flow_request WHERE flow_request.revision > $1) AS flow_requests,
+           EXISTS (SELECT FROM job_dependency) AS dependencies,
+           EXISTS (SELECT FROM entity_lock WHERE entity_lock.waits_since IS NOT NULL) AS places
     FROM head
 """
 
@@ -87,13 +91,18 @@ async def read_batch(
         await _add_steps(connection, changed, since.revision, scope)
     if Scope.HOSTS in scope:
         await _add_hosts(connection, changed)
+    news: list[FlowWoken] = []
+    if Scope.JOURNAL in scope and (found["dependencies"] or found["places"]):
+        gone = [row["job_id"] for row in tombstones if row["job_id"]]
+        waits = {"dependencies": found["dependencies"], "places": found["places"]}
+        news = await read_news(connection, after, until, gone, **waits)
     return Batch(
         since=Position(after, since.time),
         until=Position(until, head.time if until == head.revision else None),
         scope=scope,
         head=head,
         jobs=_in_order(changed, [row for row in tombstones if row["revision"] <= until]),
-        journal=_journal(entities, tombstones, requests, until) if Scope.JOURNAL in scope else [],
+        journal=[*_journal(entities, tombstones, requests, until), *news] if Scope.JOURNAL in scope else [],
     )
 
 
@@ -266,7 +275,7 @@ async def _flow_requests(connection: Connection, after: int) -> Sequence[Row]:
     return await connection.fetch(
         """
         SELECT flow_request.revision, flow_request.request_id, flow_request.flow_command_id, flow_request.kind,
-               flow_request."user", flow_request.reason, root.coordinator_id
+               flow_request."user", flow_request.reason, flow_request.arguments, root.coordinator_id
         FROM flow_request JOIN command AS root ON root.command_id = flow_request.flow_command_id
         WHERE flow_request.revision > $1 ORDER BY flow_request.revision, flow_request.request_id
         """,
@@ -294,8 +303,9 @@ def _requested(row: Row) -> FlowRequested:
 
 
 async def read_journal_snapshot(connection: Connection) -> list[JournalChange]:
-    """Reads all hosts, and all intents that nobody has dealt with."""
+    """Reads all hosts, all intents that nobody has dealt with, and how it stands with all who wait."""
     hosts = await connection.fetch(
         f"SELECT {ENTITY_COLUMNS} FROM entity WHERE entity.entity_type = 'HOST' ORDER BY entity.entity_id"
     )
-    return _journal(hosts, [], await _flow_requests(connection, 0), until=1 << 62)
+    requests = await _flow_requests(connection, 0)
+    return [*await read_all_news(connection), *_journal(hosts, [], requests, until=1 << 62)]

@@ -50,6 +50,23 @@ _RULES: Final = {
              ON root.command_id = entity_lock.flow_command_id AND root.parent_command_id = ''
         WHERE root.command_id IS NULL OR root.end_time IS NOT NULL
     """,
+    "WAITING_JOB_WITH_LOCK": """
+        SELECT job.job_id, format('job waits and holds %s/%s', entity_lock.entity_type, entity_lock.entity_id)
+        FROM entity_lock JOIN job ON job.job_id = entity_lock.job_id
+        WHERE job.status = 'PENDING' AND entity_lock.waits_since IS NULL
+    """,
+    "WAIT_WITHOUT_WAITING_FLOW": """
+        SELECT coalesce(root.job_id, ''), format('flow %s waits for job %s, but %s', job_dependency.flow_command_id,
+                                                 job_dependency.depends_on, coalesce('is ' || root.status, 'is gone'))
+        FROM job_dependency LEFT JOIN command AS root ON root.command_id = job_dependency.flow_command_id
+        WHERE coalesce(root.status, '') <> 'NOT_STARTED'
+      UNION ALL
+        SELECT entity_lock.job_id, format('flow %s queues for %s/%s, but %s', entity_lock.flow_command_id,
+                                          entity_lock.entity_type, entity_lock.entity_id,
+                                          coalesce('is ' || root.status, 'is gone'))
+        FROM entity_lock LEFT JOIN command AS root ON root.command_id = entity_lock.flow_command_id
+        WHERE entity_lock.waits_since IS NOT NULL AND coalesce(root.status, '') <> 'NOT_STARTED'
+    """,
     "SNAPSHOT_WITHOUT_FLOW": """
         SELECT root.job_id, format('flow %s is %s and keeps the former %s/%s', root.command_id, root.status,
                                    entity_snapshot.entity_type, entity_snapshot.entity_id)

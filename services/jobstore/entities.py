@@ -68,7 +68,8 @@ async def _put(turn: Turn, entities: Sequence[jobs_pb2.Entity], declared_json: S
 def _refuse_if_locked(guards: Guards, keys: Iterable[Key]) -> None:
     for key in keys:
         for holder in guards.holders.get(key, ()):
-            raise locked(key, holder)
+            if not holder.waits_since:
+                raise locked(key, holder)
 
 
 def _check(entities: Sequence[jobs_pb2.Entity]) -> None:

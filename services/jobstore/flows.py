@@ -18,6 +18,7 @@ from jobstore.journal import Journal
 from jobstore.messages import Row, entity_message, flow_request_message, timestamp
 from jobstore.parts import Turn
 from jobstore.snapshots import Connection, Pool, borrowed, snapshot
+from jobstore.waiting import read_waits
 from waybill.v1 import jobs_pb2, jobstore_pb2
 
 MOST_LOADED: Final = 100
@@ -25,7 +26,7 @@ MOST_TASKS: Final = 1_000
 
 _ROOTS: Final = """
     SELECT command_id, coordinator_id, epoch, sequence, job_id FROM command
-    WHERE command_id = ANY ($1::text[]) AND parent_command_id = ''
+    WHERE (command_id = ANY ($1::text[]) OR job_id = ANY ($2::text[])) AND parent_command_id = ''
 """
 _JOBS: Final = f"""
     SELECT {messages.JOB_COLUMNS}, job.request_hash, job.cancel_requested_by FROM job
@@ -54,7 +55,7 @@ _WAITED: Final = f"""
     WHERE host_task.job_id = ANY ($1::text[]) AND host_task.kind = 'WAIT' AND host_task.end_time IS NULL
 """
 _REQUESTS: Final = """
-    SELECT request_id, flow_command_id, kind, "user", reason FROM flow_request
+    SELECT request_id, flow_command_id, kind, "user", reason, arguments FROM flow_request
     WHERE flow_command_id = ANY ($1::text[]) ORDER BY revision, request_id
 """
 # The steps that show flows in external jobs.
@@ -72,8 +73,9 @@ _FLOW: Final = """
     WHERE command.command_id = $1 AND command.parent_command_id = ''
 """
 _LEAVE_REQUEST: Final = """
-    INSERT INTO flow_request (revision, create_time, request_id, flow_command_id, job_id, kind, "user", reason)
-    VALUES ($1, $2, $3, $4, $5, $6, $7, $8)
+    INSERT INTO flow_request
+        (revision, create_time, request_id, flow_command_id, job_id, kind, "user", reason, arguments)
+    VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9::text::jsonb)
     ON CONFLICT (request_id) DO NOTHING
 """
 
@@ -85,14 +87,24 @@ class Flows:
         self._pool = pool
         self._journal = journal
 
-    async def load(self, flow_command_ids: Sequence[str]) -> list[jobstore_pb2.FlowRows]:
-        """Returns all rows of each flow, in the order asked, of one state of the store; unknown flows are left out."""
-        if len(flow_command_ids) > MOST_LOADED:
-            raise invalid_field("flow_command_ids", f"at most {MOST_LOADED} at once")
+    async def load(self, flow_command_ids: Sequence[str], job_ids: Sequence[str] = ()) -> list[jobstore_pb2.FlowRows]:
+        """Returns all rows of each flow, in the order asked, of one state of the store; unknown flows are left out.
+
+        After them come the flows of the jobs.
+        """
+        for field, ids in (("flow_command_ids", flow_command_ids), ("job_ids", job_ids)):
+            if len(ids) > MOST_LOADED:
+                raise invalid_field(field, f"at most {MOST_LOADED} at once")
         async with snapshot(self._pool) as connection:
-            roots = {row["command_id"]: row for row in await connection.fetch(_ROOTS, flow_command_ids)}
+            roots = {row["command_id"]: row for row in await connection.fetch(_ROOTS, flow_command_ids, job_ids)}
             tables = await _read_tables(connection, list(roots), [row["job_id"] for row in roots.values()])
-        return [_flow(roots[flow], tables) for flow in dict.fromkeys(flow_command_ids) if flow in roots]
+            flows = [_flow(roots[flow], tables) for flow in dict.fromkeys((*flow_command_ids, *roots)) if flow in roots]
+            waiting = [flow for flow in flows if flow.job.status == jobs_pb2.EXECUTION_STATUS_PENDING]
+            if waiting:
+                waits = await read_waits(connection, [flow.flow_command_id for flow in waiting])
+                for flow in waiting:
+                    waits.fill(flow)
+        return flows
 
     async def job(self, *, job_id: str = "", step_id: str = "") -> jobs_pb2.Job:
         """Returns a job without its steps, by its id or a step's; raises JOB_NOT_FOUND or STEP_NOT_FOUND."""
@@ -126,7 +138,8 @@ async def _leave_request(turn: Turn, request: jobstore_pb2.FlowRequest, job_id: 
     if flows[0]["ended"]:
         raise failed_precondition("JOB_ENDED", f"job {job_id} has ended", job_id=job_id)
     columns = (request.request_id, request.flow_command_id, job_id, request.kind, request.user, request.reason)
-    stored = await turn.writer.change(_LEAVE_REQUEST, turn.revision, turn.time, *columns)
+    arguments = request.arguments_json or "{}"
+    stored = await turn.writer.change(_LEAVE_REQUEST, turn.revision, turn.time, *columns, arguments)
     turn.changed = stored > 0
     return turn.revision if stored else turn.revision - 1  # it was left before: whatever is committed has it
 

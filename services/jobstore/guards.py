@@ -13,11 +13,16 @@ taken, freed, a request id used by an earlier commit of the batch counts for a l
 | request id | that another request of the owner's has used (the same one: its job is the answer) | REQUEST_ID_REUSED |
 | | whose job was deleted not long ago | JOB_DELETED |
 | external job | that attaches its flow to one that is not there, not external, or over | JOB_NOT_FOUND … |
-| locks | that wants what another flow holds | LOCKED |
+| locks | that wants what another flow holds, or queues for before it | LOCKED |
+| dependencies | that is to wait for a job that there is not | JOB_NOT_FOUND |
 | versions | that has read what has changed since | CONFLICT |
 
 Nothing of a refused commit happens. That nothing can change between this judgement and the writing, nor between two
 commits of two jobstores, is the mutex's doing (`journal.py`).
+
+Locks are first come, first served: a place in the queue (`waits_since`, the revision that it was taken at) bars all
+who come later, so who queues is never passed, and nothing is granted that would have to be taken back. Who is refused
+and does not queue leaves no trace.
 """
 
 from __future__ import annotations
@@ -45,6 +50,10 @@ _ENDED_BADLY: Final = frozenset(
         jobs_pb2.EXECUTION_STATUS_SKIPPED,
     }
 )
+LAST: Final = 1 << 62
+"""The place in a queue of who joins it in this batch: after all who are there."""
+
+_STATUS: Final = {number: name.removeprefix("EXECUTION_STATUS_") for name, number in jobs_pb2.ExecutionStatus.items()}
 
 
 # --- what the store holds --------------------------------------------------------------------------------------------
@@ -77,6 +86,8 @@ class Holder:
     job_id: str
     exclusive: bool
     reason: str
+    waits_since: int = 0
+    """0: it holds the lock. Else it queues for it, since that revision."""
 
 
 @dataclass(slots=True)
@@ -94,6 +105,8 @@ class Guards:
     versions: dict[Key, int] = field(default_factory=dict)
     external_jobs: dict[str, tuple[ExternalJob, int]] = field(default_factory=dict)
     """Jobs that flows are to be attached to, with the number of their steps, by id."""
+    jobs: dict[str, str] | None = None
+    """Status by id, of the jobs that flows are to wait for; None if none is to."""
 
 
 # --- verdicts --------------------------------------------------------------------------------------------------------
@@ -142,6 +155,7 @@ def judge(guards: Guards, coordinator_id: str, commit: jobstore_pb2.FlowCommit) 
         or _check_external(guards, commit)
         or _check_locks(guards, commit)
         or _check_versions(guards, commit)
+        or (_check_dependencies(guards, commit) if guards.jobs is not None else None)
     )
     return verdict or _apply(guards, commit)
 
@@ -228,16 +242,39 @@ def _check_locks(guards: Guards, commit: jobstore_pb2.FlowCommit) -> Verdict | N
         key = key_of(lock.entity)
         for holder in guards.holders.get(key, ()):
             if holder.flow_command_id != commit.flow_command_id and (lock.exclusive or holder.exclusive):
+                if holder.waits_since and _is_before(guards.holders[key], commit.flow_command_id, holder):
+                    continue
                 return Refuse(locked(key, holder))
+    return None
+
+
+def _is_before(queue: Iterable[Holder], flow_command_id: str, other: Holder) -> bool:
+    """Tells whether a flow has a place before another one's."""
+    return any(
+        holder.flow_command_id == flow_command_id
+        and (
+            not holder.waits_since or (holder.waits_since, flow_command_id) < (other.waits_since, other.flow_command_id)
+        )
+        for holder in queue
+    )
+
+
+def _check_dependencies(guards: Guards, commit: jobstore_pb2.FlowCommit) -> Verdict | None:
+    assert guards.jobs is not None
+    for dependency in commit.dependencies:
+        if dependency.job_id not in guards.jobs:
+            message = f"there is no job {dependency.job_id} to depend on"
+            return Refuse(not_found("JOB_NOT_FOUND", message, job_id=dependency.job_id))
     return None
 
 
 def locked(key: Key, holder: Holder) -> WaybillError:
     """Says who holds an entity, and why."""
     entity_type, entity_id = key
+    has_it = "is queued for by" if holder.waits_since else "is locked by"
     return failed_precondition(
         "LOCKED",
-        f"{entity_type} {entity_id} is locked by job {holder.job_id}: {holder.reason}",
+        f"{entity_type} {entity_id} {has_it} job {holder.job_id}: {holder.reason}",
         job_id=holder.job_id,
         holder_reason=holder.reason,
         entity_type=entity_type,
@@ -261,9 +298,14 @@ def _apply(guards: Guards, commit: jobstore_pb2.FlowCommit) -> Apply:
     if commit.HasField("new_job"):
         correlation_id = commit.new_job.correlation_id
         _use_request_id(guards, commit)
+        if guards.jobs is not None:
+            guards.jobs[commit.job_id] = _STATUS[commit.new_job.status]
     else:
         correlation_id = guards.roots[commit.flow_command_id].correlation_id
+    if commit.ends_wait:
+        _leave_queues(guards, commit.flow_command_id)
     locks = _locks_to_take(guards, commit)
+    _queue(guards, commit)
     if commit.ends_flow:
         free_locks(guards, commit.flow_command_id)
         locks = []
@@ -294,7 +336,7 @@ def _locks_to_take(guards: Guards, commit: jobstore_pb2.FlowCommit) -> list[jobs
     wanted: dict[Key, jobstore_pb2.LockRow] = {}
     for lock in commit.locks:
         key = key_of(lock.entity)
-        if key not in wanted or (lock.exclusive and not wanted[key].exclusive):
+        if not lock.passing and (key not in wanted or (lock.exclusive and not wanted[key].exclusive)):
             wanted[key] = lock
     taken = []
     for key, lock in wanted.items():
@@ -307,6 +349,19 @@ def _locks_to_take(guards: Guards, commit: jobstore_pb2.FlowCommit) -> list[jobs
     return taken
 
 
+def _queue(guards: Guards, commit: jobstore_pb2.FlowCommit) -> None:
+    """Enters the flow at the end of the queues that it joins."""
+    for lock in commit.lock_waits:
+        queue = guards.holders.setdefault(key_of(lock.entity), [])
+        if all(holder.flow_command_id != commit.flow_command_id for holder in queue):
+            queue.append(Holder(commit.flow_command_id, commit.job_id, lock.exclusive, lock.reason, LAST))
+
+
+def _leave_queues(guards: Guards, flow_command_id: str) -> None:
+    for holders in guards.holders.values():
+        holders[:] = [each for each in holders if each.flow_command_id != flow_command_id or not each.waits_since]
+
+
 def free_locks(guards: Guards, flow_command_id: str) -> None:
     """Takes a flow off all locks."""
     for holders in guards.holders.values():
@@ -316,3 +371,25 @@ def free_locks(guards: Guards, flow_command_id: str) -> None:
 def judge_all(guards: Guards, commits: Iterable[tuple[str, jobstore_pb2.FlowCommit]]) -> list[Verdict]:
     """Judges the commits of (coordinator, commit) in order. A flow may come only once: its root is judged as stored."""
     return [judge(guards, coordinator_id, commit) for coordinator_id, commit in commits]
+
+
+def all_or_none(commits: Sequence[jobstore_pb2.FlowCommit], verdicts: Sequence[Verdict]) -> list[Verdict]:
+    """Makes one of the verdicts of a group: all of them are applied, or known already, or none is.
+
+    A refusal keeps its own words; those that would have been applied are refused because of it. A group some of whose
+    request ids are known belongs to another call.
+    """
+    for commit, verdict in zip(commits, verdicts, strict=True):
+        if isinstance(verdict, Refuse):
+            return [each if isinstance(each, Refuse) else _because_of(commit, verdict) for each in verdicts]
+    if len({type(verdict) for verdict in verdicts}) <= 1:
+        return list(verdicts)
+    message = "some of the request ids were used before in another call, others were not"
+    return [Refuse(already_exists("REQUEST_ID_REUSED", message)) for _ in verdicts]
+
+
+def _because_of(commit: jobstore_pb2.FlowCommit, verdict: Refuse) -> Refuse:
+    if verdict.error.reason == "LEASE_LOST":
+        return verdict
+    message = f"job {commit.job_id} of the same group was refused: {verdict.error.message}"
+    return Refuse(aborted("GROUP_REFUSED", message, job_id=commit.job_id, cause=verdict.error.reason))

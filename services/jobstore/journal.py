@@ -15,6 +15,8 @@ The mutex is what the promises rest on: revisions have no gaps and are in the or
 writer, in this process or another, gets its number only when the last one is committed or gone; and guards that were
 read after it cannot be outdated when they are acted on.
 
+A group of flows that begin together is a transaction of its own: all of its commits are applied, or none.
+
 | goes wrong | what happens |
 | --- | --- |
 | a guard refuses a commit | it alone is refused, nothing of it stays; the others are applied |
@@ -42,14 +44,16 @@ from typing import Any, Final, TypeVar
 
 from chassis import logs
 from chassis.clock import Clock
-from chassis.errors import WaybillError, internal, invalid_argument, resource_exhausted, unavailable
+from chassis.errors import WaybillError, internal, invalid_argument, invalid_field, resource_exhausted, unavailable
 from chassis.server import end_process
 from jobstore.metrics import JournalTallies
-from jobstore.parts import Commit, Notes, Part, Turn
+from jobstore.parts import Commit, Group, Notes, Part, Turn
 from jobstore.transaction import transact
 from jobstore.writer import DiskFull, Lost, Misfit, Writer, understood
 from waybill.v1 import jobstore_pb2
 
+LARGEST_GROUP: Final = 1000
+"""Commits that are applied together or not at all."""
 LARGEST_BATCH: Final = 512
 """Commits in a transaction: beyond that, longer waits buy nothing."""
 PATIENCE: Final = 8.0
@@ -81,7 +85,7 @@ class Journal:
         self._on_defect = on_defect
         self._writer = Writer(url)
         self._clock = clock
-        self._waiting: deque[Commit | Notes | Alone[Any]] = deque()
+        self._waiting: deque[Commit | Notes | Alone[Any] | Group] = deque()
         self._something = asyncio.Event()
         self._closing = False
         self._full_until = 0.0  # on the monotonic clock
@@ -119,6 +123,8 @@ class Journal:
         Raises LEASE_LOST if the coordinator has no lease, UNAVAILABLE if nobody knows what became of it, and
         INVALID_ARGUMENT if its notes cannot be read.
         """
+        if request.all_or_nothing:
+            return await self._commit_together(request)
         notes = Notes(request) if request.observations or request.cleared_task_ids or request.events else None
         commits = [_commit_or_refusal(request.coordinator_id, commit) for commit in request.commits]
         self._enqueue(commit for commit in commits if isinstance(commit, Commit))
@@ -126,6 +132,18 @@ class Journal:
             self._enqueue([notes])
             await notes.result()
         return [await commit.result() if isinstance(commit, Commit) else commit for commit in commits]
+
+    async def _commit_together(self, request: jobstore_pb2.CommitRequest) -> list[jobstore_pb2.FlowCommitResult]:
+        if request.observations or request.cleared_task_ids or request.events:
+            raise invalid_field("all_or_nothing", "is for commits alone")
+        if len(request.commits) > LARGEST_GROUP:
+            raise invalid_field("commits", f"are {len(request.commits)}; at most {LARGEST_GROUP} go together")
+        if len({commit.flow_command_id for commit in request.commits}) < len(request.commits):
+            raise invalid_field("commits", "at most one a flow")
+        group = Group([Commit(request.coordinator_id, commit) for commit in request.commits])
+        if group.commits:
+            self._enqueue([group])
+        return [await commit.result() for commit in group.commits]
 
     async def alone(self, work: Callable[[Turn], Awaitable[T]], *, repeatable: bool = True) -> T:
         """Runs `work` in a transaction of its own, in its turn, and returns its answer.
@@ -136,7 +154,7 @@ class Journal:
         self._enqueue([part])
         return await part.result()
 
-    def _enqueue(self, parts: Iterable[Commit | Notes | Alone[Any]]) -> None:
+    def _enqueue(self, parts: Iterable[Commit | Notes | Alone[Any] | Group]) -> None:
         if self._closing:
             raise unavailable("the jobstore is going down", reason="SHUTTING_DOWN")
         self._waiting.extend(parts)
@@ -150,6 +168,9 @@ class Journal:
             if isinstance(first, Alone):
                 self._waiting.popleft()
                 await self._settle_alone(first)
+            elif isinstance(first, Group):
+                self._waiting.popleft()
+                await self._settle_group(first)
             else:
                 await self._settle(self._gather())
 
@@ -166,7 +187,7 @@ class Journal:
         flows: set[str] = set()
         while self._waiting and len(batch) < LARGEST_BATCH:
             part = self._waiting[0]
-            if isinstance(part, Alone):
+            if isinstance(part, Alone | Group):
                 break
             if isinstance(part, Commit):
                 if part.commit.flow_command_id in flows:
@@ -210,6 +231,26 @@ class Journal:
             return batch
         self._give_up(batch, error)
         return ()
+
+    async def _settle_group(self, group: Group) -> None:
+        """As `_settle`, but whole: nobody is looked for who is to blame alone."""
+        patience = Patience(self._clock, PATIENCE)
+        batch: Batch = group.commits
+        while batch:
+            if self._disk_is_full:
+                batch = self._refuse_beginnings(batch)
+            try:
+                return await self._perform(functools.partial(transact, batch, self.metrics, together=True))
+            except Misfit as error:
+                for part in batch:
+                    _blame(part, error)
+                return None
+            except DiskFull as error:
+                self._full_until = self._clock.monotonic() + DISK_FULL_SECONDS
+                log.error("the disk is full; no flow is begun for a while", error=str(error))
+            except Lost as error:
+                batch = await self._once_more(batch, patience, error)
+        return None
 
     async def _settle_alone(self, part: Alone[Any]) -> None:
         patience = Patience(self._clock, PATIENCE)

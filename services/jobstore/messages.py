@@ -294,12 +294,12 @@ def _observed(row: Row) -> jobs_pb2.Observed | None:
 
 LOCK_COLUMNS: Final = """
     entity_lock.entity_type, entity_lock.entity_id, entity_lock.exclusive, entity_lock.flow_command_id,
-    entity_lock.job_id, entity_lock.command_id, entity_lock.reason, entity_lock.create_time
+    entity_lock.job_id, entity_lock.command_id, entity_lock.reason, entity_lock.create_time, entity_lock.waits_until
 """
 
 
 def lock_message(row: Row) -> jobs_pb2.Lock:
-    """A held lock."""
+    """A held lock, or a place in the queue for it."""
     return jobs_pb2.Lock(
         entity_type=ENTITY_TYPE[row["entity_type"]],
         entity_id=row["entity_id"],
@@ -309,6 +309,8 @@ def lock_message(row: Row) -> jobs_pb2.Lock:
         command_id=row["command_id"],
         reason=row["reason"],
         create_time=timestamp(row["create_time"]),
+        waiting=row["waits_until"] is not None,
+        waits_until=timestamp(row["waits_until"]),
     )
 
 
@@ -320,4 +322,5 @@ def flow_request_message(row: Row) -> jobstore_pb2.FlowRequest:
         kind=row["kind"],
         user=row["user"],
         reason=row["reason"],
+        arguments_json=row["arguments"] if row["arguments"] != "{}" else "",
     )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Generic, TypeVar
@@ -55,6 +56,25 @@ class Commit(Part[jobstore_pb2.FlowCommitResult]):
             self.answer(error)
         else:
             self.answer(jobstore_pb2.FlowCommitResult(error=error.to_status()))
+
+
+class Group(Part[None]):
+    """Commits of several flows that are applied together, or not at all. Each has an answer of its own."""
+
+    def __init__(self, commits: Sequence[Commit]) -> None:
+        super().__init__()
+        self.commits = commits
+
+    def answer(self, answer: WaybillError | None) -> None:
+        """Answers each of them that has not been."""
+        assert answer is not None
+        for commit in self.commits:
+            commit.answer(answer)
+
+    def refuse(self, error: WaybillError) -> None:
+        """Refuses each of them."""
+        for commit in self.commits:
+            commit.refuse(error)
 
 
 class Notes(Part[None]):

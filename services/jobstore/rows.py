@@ -47,6 +47,7 @@ _TASK_RESULT: Final = _short_names(jobs_pb2.TaskResult.items())
 _ENTITY_TYPE: Final = _short_names(jobs_pb2.EntityType.items())
 _EXTERNAL_SYSTEM_TYPE: Final = _short_names(jobs_pb2.ExternalSystemType.items())
 _CANCEL_KIND: Final = _short_names(jobs_pb2.CancelKind.items())
+_DEPENDENCY_POLICY: Final = _short_names(jobs_pb2.DependencyPolicy.items())
 _SEVERITY: Final = _short_names(jobs_pb2.Severity.items())
 
 
@@ -260,6 +261,14 @@ def _lock(lock: jobstore_pb2.LockRow, commit: jobstore_pb2.FlowCommit) -> Row:
     )
 
 
+def _dependency(dependency: jobstore_pb2.Dependency, flow_command_id: str) -> Row:
+    return (flow_command_id, dependency.job_id, _DEPENDENCY_POLICY[dependency.policy] or "SKIP")
+
+
+def _place(lock: jobstore_pb2.LockRow, commit: jobstore_pb2.FlowCommit) -> Row:
+    return (*_lock(lock, commit), _time(commit, "waits_until"))
+
+
 def _snapshot(snapshot: jobstore_pb2.SnapshotRow, flow_command_id: str) -> Row:
     return (
         flow_command_id,
@@ -306,6 +315,9 @@ class Rows:
     task_changes: list[Row] = field(default_factory=list)
     snapshots: list[Row] = field(default_factory=list)
     events: list[Row] = field(default_factory=list)
+    dependencies: list[Row] = field(default_factory=list)
+    places: list[Row] = field(default_factory=list)
+    priorities: list[Row] = field(default_factory=list)
 
 
 @contextmanager
@@ -339,6 +351,14 @@ def _rows_of(commit: jobstore_pb2.FlowCommit, coordinator_id: str) -> Rows:
         rows.subjects = [(*key, job_id) for key in dict.fromkeys(map(key_of, commit.new_job.subjects))]
     elif commit.HasField("job") or rows.steps or rows.step_changes or _reaches_host(commit):
         rows.job_changes = [_job_change(commit)]
+    if commit.dependencies:
+        rows.dependencies = [_dependency(each, commit.flow_command_id) for each in commit.dependencies]
+    if commit.lock_waits:
+        if not commit.HasField("waits_until"):
+            raise invalid_field("waits_until", "is required with lock_waits")
+        rows.places = [_place(lock, commit) for lock in _each_once(commit.lock_waits)]
+    if commit.job.HasField("priority"):
+        rows.priorities = [(job_id, str(commit.job.priority))]
     if not commit.ends_flow:  # else they would go with the same transaction
         rows.snapshots = [_snapshot(snapshot, commit.flow_command_id) for snapshot in commit.snapshots]
     return rows
@@ -353,6 +373,15 @@ def _require_root(commit: jobstore_pb2.FlowCommit) -> None:
     """A flow without its root command could never be written again, nor claimed."""
     if all(command.command_id != commit.flow_command_id for command in commit.new_commands):
         raise invalid_field("new_commands", "the first commit of a flow has its root command")
+
+
+def _each_once(locks: Iterable[jobstore_pb2.LockRow]) -> Iterable[jobstore_pb2.LockRow]:
+    wanted: dict[Key, jobstore_pb2.LockRow] = {}
+    for lock in locks:
+        key = key_of(lock.entity)
+        if key not in wanted or lock.exclusive:
+            wanted[key] = lock
+    return wanted.values()
 
 
 def lock_rows(commit: jobstore_pb2.FlowCommit, wanted: Iterable[jobstore_pb2.LockRow]) -> list[Row]:

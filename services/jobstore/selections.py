@@ -16,7 +16,7 @@ from jobstore.changes import read_digest, read_journal_snapshot, read_snapshot_p
 from jobstore.fields import Changes
 from jobstore.filter import Filter, Verdict
 from jobstore.snapshots import Connection
-from jobstore.window import Batch, EntityChanged, JobChanged, JournalChange, Scope, messages
+from jobstore.window import Batch, EntityChanged, FlowWoken, JobChanged, JournalChange, Scope, messages
 from waybill.v1 import jobstore_pb2
 
 _SNAPSHOT_PAGE: Final = 200
@@ -181,6 +181,8 @@ class JournalSelection:
     def _told(self, change: JournalChange) -> bytes:
         if isinstance(change, EntityChanged):
             return jobstore_pb2.JournalWatchResponse(entities=[change.entity]).SerializeToString()
+        if isinstance(change, FlowWoken):
+            return jobstore_pb2.JournalWatchResponse(wakes=[change.wake]).SerializeToString()
         return jobstore_pb2.JournalWatchResponse(flow_requests=[change.request]).SerializeToString()
 
     def complete(self, revision: int, *, snapshot_done: bool = False) -> bytes:

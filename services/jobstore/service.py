@@ -81,7 +81,7 @@ class JournalService(jobstore_pb2_grpc.JournalServicer):
         return jobstore_pb2.ClaimHostsResponse(host_ids=await self._leases.claim_hosts(request.coordinator_id))
 
     async def LoadFlows(self, request: jobstore_pb2.LoadFlowsRequest, context: Rpc) -> jobstore_pb2.LoadFlowsResponse:
-        return jobstore_pb2.LoadFlowsResponse(flows=await self._flows.load(request.flow_command_ids))
+        return jobstore_pb2.LoadFlowsResponse(flows=await self._flows.load(request.flow_command_ids, request.job_ids))
 
     async def ReadEntities(
         self, request: jobstore_pb2.ReadEntitiesRequest, context: Rpc

@@ -118,6 +118,12 @@ LOCK: Final = Shape(
     """entity_type text?, entity_id text, flow_command_id text, job_id text, command_id text, exclusive boolean,
     reason text"""
 )
+DEPENDENCY: Final = Shape("flow_command_id text, depends_on text, policy text")
+PRIORITY: Final = Shape("job_id text, priority int")
+PLACE: Final = Shape(
+    """entity_type text?, entity_id text, flow_command_id text, job_id text, command_id text, exclusive boolean,
+    reason text, waits_until timestamptz"""
+)
 SNAPSHOT: Final = Shape(
     "flow_command_id text, number int, command_id text, entity_type text?, entity_id text, former jsonb?"
 )

@@ -48,7 +48,8 @@ READ_GUARDS: Final = """
               WHERE tombstone.owner = ANY ($3) AND tombstone.request_id = ANY ($4)
                     AND tombstone.request_id IS NOT NULL) AS spent_requests,
         ARRAY(SELECT (entity_lock.entity_type::text, entity_lock.entity_id, entity_lock.flow_command_id,
-                      entity_lock.job_id, entity_lock.exclusive, entity_lock.reason)
+                      entity_lock.job_id, entity_lock.exclusive, entity_lock.reason,
+                      coalesce(entity_lock.waits_since, 0))
               FROM unnest($5::text[], $6::text[]) AS u (entity_type, entity_id)
               JOIN entity_lock ON entity_lock.entity_type = u.entity_type AND entity_lock.entity_id = u.entity_id
               WHERE entity_lock.entity_type = ANY ($5) AND entity_lock.entity_id = ANY ($6)) AS locks,
@@ -57,6 +58,9 @@ READ_GUARDS: Final = """
               JOIN entity ON entity.entity_type = u.entity_type AND entity.entity_id = u.entity_id
               WHERE entity.entity_type = ANY ($7) AND entity.entity_id = ANY ($8)) AS versions
 """
+
+# Only asked if a flow is to wait for jobs, or says that it does.
+READ_DEPENDED: Final = "SELECT job_id, status FROM job WHERE job_id = ANY ($1::text[])"
 
 # --- times follow statuses -------------------------------------------------------------------------------------------
 
@@ -111,6 +115,18 @@ INSERT_LOCKS: Final = f"""
     SELECT $1::timestamptz, {shapes.LOCK.values} FROM {shapes.LOCK.rows(2)}
     ON CONFLICT (entity_type, entity_id, flow_command_id) DO UPDATE SET exclusive = true
 """
+INSERT_DEPENDENCIES: Final = f"""
+    INSERT INTO job_dependency ({shapes.DEPENDENCY.names})
+    SELECT {shapes.DEPENDENCY.values} FROM {shapes.DEPENDENCY.rows(1)}
+"""
+# Who queues already keeps the place; who holds it (shared) needs none.
+INSERT_PLACES: Final = f"""
+    INSERT INTO entity_lock (waits_since, create_time, {shapes.PLACE.names})
+    SELECT $1::bigint, $2::timestamptz, {shapes.PLACE.values} FROM {shapes.PLACE.rows(3)}
+    ON CONFLICT (entity_type, entity_id, flow_command_id) DO UPDATE
+        SET exclusive = excluded.exclusive, waits_until = excluded.waits_until
+        WHERE entity_lock.waits_since IS NOT NULL
+"""
 INSERT_SNAPSHOTS: Final = f"""
     INSERT INTO entity_snapshot ({shapes.SNAPSHOT.names}) SELECT {shapes.SNAPSHOT.values} FROM {shapes.SNAPSHOT.rows(1)}
 """
@@ -138,6 +154,10 @@ CHANGE_JOBS: Final = f"""
         cancel_requested_by = coalesce(u.cancel_requested_by, job.cancel_requested_by)
     FROM {shapes.JOB_CHANGE.rows(3)}
     WHERE {_is("job", "job_id", 3)} AND {_may_change("job")}
+"""
+CHANGE_PRIORITIES: Final = f"""
+    UPDATE job SET priority = u.priority FROM {shapes.PRIORITY.rows(1)}
+    WHERE {_is("job", "job_id", 1)} AND job.end_time IS NULL
 """
 CHANGE_STEPS: Final = f"""
     UPDATE step SET
@@ -182,6 +202,11 @@ CLEAR_TASKS: Final = """
     UPDATE host_task SET cleared = true WHERE task_id = ANY ($1::text[]) AND NOT cleared AND end_time IS NOT NULL
 """
 
+# Who has begun, or never will, stands in no queue. Before locks are taken: a place is no lock.
+END_WAITS: Final = """
+    WITH places AS (DELETE FROM entity_lock WHERE flow_command_id = ANY ($1::text[]) AND waits_since IS NOT NULL)
+    DELETE FROM job_dependency WHERE flow_command_id = ANY ($1::text[])
+"""
 # What a flow holds goes with its last commit.
 END_FLOWS: Final = """
     WITH locks AS (DELETE FROM entity_lock WHERE flow_command_id = ANY ($1::text[])),

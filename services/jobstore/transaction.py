@@ -17,8 +17,20 @@ from chassis.spans import parse_traceparent
 from jobstore import rows, statements
 from jobstore.declarations import Declarations
 from jobstore.externalturn import follow, read_external_jobs
-from jobstore.guards import Apply, Existing, Guards, Holder, Refuse, Repeated, Root, Verdict, judge, lease_lost
-from jobstore.messages import entity_message, job_message, timestamp
+from jobstore.guards import (
+    Apply,
+    Existing,
+    Guards,
+    Holder,
+    Refuse,
+    Repeated,
+    Root,
+    Verdict,
+    all_or_none,
+    judge,
+    lease_lost,
+)
+from jobstore.messages import EXECUTION_STATUS, entity_message, job_message, timestamp
 from jobstore.metrics import JournalTallies
 from jobstore.parts import Commit, Notes, Turn
 from jobstore.rows import Key, key_of
@@ -31,13 +43,21 @@ log = logs.get_logger(__name__)
 # --- the transaction -------------------------------------------------------------------------------------------------
 
 
-async def transact(batch: Sequence[Commit | Notes], metrics: JournalTallies, turn: Turn) -> Callable[[], None]:
-    """Judges and writes a batch; returns what tells the callers, to be called when it is committed."""
+async def transact(
+    batch: Sequence[Commit | Notes], metrics: JournalTallies, turn: Turn, *, together: bool = False
+) -> Callable[[], None]:
+    """Judges and writes a batch; returns what tells the callers, to be called when it is committed.
+
+    `together`: all of it, or nothing.
+    """
     commits = [part for part in batch if isinstance(part, Commit)]
     notes = [part for part in batch if isinstance(part, Notes)]
     guards = await _guards_of(batch, turn.writer)
     stored = frozenset(guards.versions)
     verdicts = [(part, judge(guards, part.coordinator_id, part.commit)) for part in commits]
+    if together:
+        judged = all_or_none([part.commit for part in commits], [verdict for _, verdict in verdicts])
+        verdicts = list(zip(commits, judged, strict=True))
     applied = [(part, verdict) for part, verdict in verdicts if isinstance(verdict, Apply)]
     if applied:
         turn.changed = True
@@ -110,7 +130,13 @@ async def _guards_of(batch: Sequence[Commit | Notes], writer: Writer) -> Guards:
     external_jobs = {commit.external_job_id for commit in commits if commit.external_job_id}
     if external_jobs:
         guards.external_jobs = await read_external_jobs(writer, external_jobs)
+    if depended := {each.job_id for commit in commits for each in commit.dependencies}:
+        guards.jobs = await _statuses(writer, depended)
     return guards
+
+
+async def _statuses(writer: Writer, job_ids: Iterable[str]) -> dict[str, str]:
+    return dict(map(tuple, await writer.fetch(statements.READ_DEPENDED, list(job_ids))))
 
 
 async def read_guards(
@@ -156,6 +182,7 @@ class _Gathered(rows.Rows):
     event_correlations: list[str] = field(default_factory=list)
     locks: list[Row] = field(default_factory=list)
     ended_flows: list[str] = field(default_factory=list)
+    ended_waits: list[str] = field(default_factory=list)
     handled_requests: list[str] = field(default_factory=list)
     declarations: Declarations = field(default_factory=lambda: Declarations(()))
 
@@ -171,6 +198,8 @@ def _gather(applied: Iterable[tuple[Commit, Apply]], stored: frozenset[Key]) -> 
             gathered.declarations.change(change)
         if commit.ends_flow:
             gathered.ended_flows.append(commit.flow_command_id)
+        if commit.ends_wait:
+            gathered.ended_waits.append(commit.flow_command_id)
     return gathered
 
 
@@ -186,6 +215,9 @@ def _gather_rows(gathered: _Gathered, more: rows.Rows, correlation_id: str) -> N
     gathered.task_changes += more.task_changes
     gathered.snapshots += more.snapshots
     gathered.events += more.events
+    gathered.dependencies += more.dependencies
+    gathered.places += more.places
+    gathered.priorities += more.priorities
     gathered.step_correlations += [correlation_id] * len(more.steps)
     gathered.command_correlations += [correlation_id] * len(more.commands)
     gathered.task_correlations += [correlation_id] * len(more.tasks)
@@ -204,6 +236,8 @@ async def _end_flows(writer: Writer, gathered: _Gathered) -> None:
     """Frees what ended flows hold; before anything is taken, because it may be by another flow of the batch."""
     if gathered.ended_flows:
         await writer.change(statements.END_FLOWS, gathered.ended_flows)
+    if gathered.ended_waits:
+        await writer.change(statements.END_WAITS, gathered.ended_waits)
     if gathered.handled_requests:
         await writer.change(statements.HANDLE_REQUESTS, gathered.handled_requests)
 
@@ -217,6 +251,8 @@ async def _insert(turn: Turn, new: _Gathered) -> None:
     await insert(statements.INSERT_COMMANDS, revision, time, rows=new.commands, last=new.command_correlations)
     await insert(statements.INSERT_TASKS, time, rows=new.tasks, last=new.task_correlations)
     await insert(statements.INSERT_LOCKS, time, rows=new.locks)
+    await insert(statements.INSERT_DEPENDENCIES, rows=new.dependencies)
+    await insert(statements.INSERT_PLACES, revision, time, rows=new.places)
     await insert(statements.INSERT_SNAPSHOTS, rows=new.snapshots)
     await insert(statements.INSERT_EVENTS, time, rows=new.events, last=new.event_correlations)
 
@@ -225,6 +261,7 @@ async def _change(turn: Turn, changed: _Gathered) -> None:
     """Writes what has changed; each change must find its row."""
     change_each, revision, time = turn.writer.change_each, turn.revision, turn.time
     await change_each(statements.CHANGE_JOBS, revision, time, rows=changed.job_changes)
+    await change_each(statements.CHANGE_PRIORITIES, rows=changed.priorities)
     await change_each(statements.CHANGE_STEPS, revision, time, rows=changed.step_changes)
     await change_each(statements.CHANGE_COMMANDS, revision, time, rows=changed.command_changes)
     await change_each(statements.CHANGE_TASKS, time, rows=changed.task_changes)
@@ -266,7 +303,20 @@ async def _answers(turn: Turn, verdicts: Sequence[tuple[Commit, Verdict]]) -> li
     wanted = {key_of(ref) for part, _ in verdicts for ref in part.commit.report_entities}
     entities = await read_entities(turn.writer, wanted)
     now = timestamp(turn.time)
-    return [(part, _answer(part.commit, verdict, turn.revision, now, jobs, entities)) for part, verdict in verdicts]
+    answers = [(part, _answer(part.commit, verdict, turn.revision, now, jobs, entities)) for part, verdict in verdicts]
+    await _tell_dependencies(turn.writer, answers)
+    return answers
+
+
+async def _tell_dependencies(writer: Writer, answers: Sequence[tuple[Commit, Answer]]) -> None:
+    """Says how the jobs are that flows have begun to wait for, as things are after the batch."""
+    depended = {each.job_id for part, _ in answers for each in part.commit.dependencies}
+    statuses = await _statuses(writer, depended) if depended else {}
+    for part, answer in answers:
+        if part.commit.dependencies and isinstance(answer, jobstore_pb2.FlowCommitResult):
+            for each in part.commit.dependencies:
+                status = EXECUTION_STATUS[statuses.get(each.job_id)]
+                answer.dependencies.add(job_id=each.job_id, policy=each.policy, status=status)
 
 
 def _answer(

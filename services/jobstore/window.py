@@ -207,8 +207,21 @@ class FlowRequested:
         return 2 * self.request.ByteSize()
 
 
+@dataclass(frozen=True)
+class FlowWoken:
+    """News for a flow that waits."""
+
+    revision: int
+    coordinator_id: str
+    wake: jobstore_pb2.FlowWake
+
+    def size(self) -> int:
+        """About how many bytes it keeps."""
+        return 2 * self.wake.ByteSize()
+
+
 JobChange = JobChanged | JobRemoved
-JournalChange = EntityChanged | FlowRequested
+JournalChange = EntityChanged | FlowRequested | FlowWoken
 
 
 @dataclass(eq=False)

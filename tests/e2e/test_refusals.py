@@ -26,7 +26,6 @@ from tests.e2e.datacentre import (
 
 from waybill.v1 import coordinator_pb2_grpc, jobstore_pb2_grpc
 from waybill.v1.coordinator_pb2 import (
-    ForceEndJobRequest,
     RunCommandRequest,
     RunMultipleCommandsRequest,
 )
@@ -317,19 +316,6 @@ async def test_a_request_id_with_another_body_is_refused_and_names_the_job(centr
     assert refused.value.reason == "REQUEST_ID_REUSED"
     assert refused.value.metadata["job_id"] == first.job_id
     assert await centre.effects("other") == {}
-    assert await centre.stored() == before
-
-
-async def test_what_comes_later_says_so(centre: DataCentre) -> None:
-    before = await centre.stored()
-    async with grpc.aio.insecure_channel(centre.stack.coordinators[0].address) as to_coordinator:
-        coordinator = coordinator_pb2_grpc.CoordinatorStub(to_coordinator)
-        for call in (
-            lambda: coordinator.ForceEndJob(ForceEndJobRequest(job_id=NOBODYS_ID)),
-            lambda: coordinator.RunCommand(RunCommandRequest(command_type="BenchWork", depends_on=[NOBODYS_ID])),
-            lambda: coordinator.RunMultipleCommands(RunMultipleCommandsRequest(policy=2)),  # type: ignore[arg-type]
-        ):
-            _assert_says(await _refusal(call), grpc.StatusCode.UNIMPLEMENTED, "NOT_AVAILABLE_YET", "")
     assert await centre.stored() == before
 
 

@@ -27,7 +27,7 @@ from pydantic.dataclasses import dataclass as parameters_class
 from chassis.errors import invalid_argument, not_found
 from coordinator.attempts import FailedAttempt
 from coordinator.plan import Attempt, EntityRef, Plan, nothing
-from coordinator.rows import Cancel, LockKey
+from coordinator.rows import Cancel, LockKey, LockScope
 from coordinator.world import World
 
 HOST: Final = "HOST"
@@ -77,7 +77,7 @@ class Command:
 
     def subjects(self) -> list[EntityRef]:
         """What a job of this command is about; what it locks, unless it says otherwise."""
-        return [key.entity for key in self.locks()]
+        return [key.entity for key in self.locks() if not key.by_name]
 
     async def validate(self, world: World) -> None:
         """Raises `Refused` (or any WaybillError) if the command must not run now."""
@@ -102,14 +102,23 @@ class Command:
         """Notes what is true now that the plan failed. Not overridden: the command's entity changes are undone."""
 
 
-def exclusive(entity_type: str, entity_id: str) -> list[LockKey]:
-    """An exclusive lock on an entity."""
-    return [LockKey(EntityRef(entity_type, entity_id))]
+def exclusive(
+    entity_type: str, entity_id: str, *, wait: float = 0.0, scope: LockScope = LockScope.COMMAND
+) -> list[LockKey]:
+    """An exclusive lock on an entity; `wait` (seconds) and `scope` as `LockKey` says."""
+    return [LockKey(EntityRef(entity_type, entity_id), wait=wait, scope=scope)]
 
 
-def shared(entity_type: str, entity_id: str) -> list[LockKey]:
-    """A shared lock on an entity."""
-    return [LockKey(EntityRef(entity_type, entity_id), exclusive=False)]
+def shared(
+    entity_type: str, entity_id: str, *, wait: float = 0.0, scope: LockScope = LockScope.COMMAND
+) -> list[LockKey]:
+    """A shared lock on an entity; `wait` (seconds) and `scope` as `LockKey` says."""
+    return [LockKey(EntityRef(entity_type, entity_id), exclusive=False, wait=wait, scope=scope)]
+
+
+def named(entity_type: str, name: str, *, wait: float = 0.0, scope: LockScope = LockScope.COMMAND) -> list[LockKey]:
+    """An exclusive lock on a name, of what may have no id yet: two that would be called the same exclude each other."""
+    return [LockKey(EntityRef(entity_type, f"name:{name}"), by_name=True, wait=wait, scope=scope)]
 
 
 @dataclass(frozen=True, slots=True)

@@ -56,6 +56,12 @@ async def _lock(scribe: Scribe, job_id: str) -> None:
     await scribe.add_lock(job_id, ("VM", "vm-1"))
 
 
+async def _wait(scribe: Scribe, job_id: str) -> None:
+    await scribe.connection.execute(
+        "INSERT INTO job_dependency (flow_command_id, depends_on) VALUES ($1, 'another')", await scribe.root_of(job_id)
+    )
+
+
 async def _running_task(scribe: Scribe, job_id: str) -> None:
     await scribe.add_host_task(job_id, path="7")
 
@@ -103,6 +109,7 @@ async def _step_ahead_of_its_job(scribe: Scribe, job_id: str) -> None:
     [
         ({"ENDED_JOB_WITH_LIVE_COMMAND"}, _live_command),
         ({"ENDED_JOB_WITH_LOCK", "LOCK_WITHOUT_FLOW"}, _lock),
+        ({"WAIT_WITHOUT_WAITING_FLOW"}, _wait),
         ({"RUNNING_TASK_WITHOUT_FLOW"}, _running_task),
         ({"SNAPSHOT_WITHOUT_FLOW"}, _snapshot),
         ({"OPEN_STEP_IN_ENDED_JOB"}, _open_step),
@@ -119,6 +126,16 @@ async def test_a_planted_violation_is_named(
     job_id = await a_finished_job(scribe)
     await plant(scribe, job_id)
     assert await violations(consistency) == {(rule, job_id) for rule in rules}
+
+
+async def test_who_waits_may_queue_but_holds_nothing(scribe: Scribe, consistency: Consistency) -> None:
+    async with scribe.revision():
+        job_id = await scribe.add_job(status="PENDING")
+        await scribe.connection.execute("UPDATE command SET status = 'NOT_STARTED' WHERE job_id = $1", job_id)
+        await scribe.add_lock(job_id, ("VM", "vm-1"), waits_since=scribe.at, waits_until=scribe.time)
+    assert await violations(consistency) == set()
+    await scribe.connection.execute("UPDATE entity_lock SET waits_since = NULL, waits_until = NULL")
+    assert await violations(consistency) == {("WAITING_JOB_WITH_LOCK", job_id)}
 
 
 async def test_a_lock_of_a_flow_that_ended_before_its_job_is_named(scribe: Scribe, consistency: Consistency) -> None:

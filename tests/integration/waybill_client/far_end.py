@@ -14,11 +14,15 @@ from waybill.v1 import coordinator_pb2_grpc, jobstore_pb2_grpc
 from waybill.v1.coordinator_pb2 import (
     CancelJobRequest,
     CommandType,
+    ForceEndJobRequest,
     ListCommandTypesRequest,
     ListCommandTypesResponse,
+    RestartJobRequest,
     RunCommandRequest,
     RunMultipleCommandsRequest,
     RunMultipleCommandsResponse,
+    SetPriorityRequest,
+    StopTasksRequest,
 )
 from waybill.v1.jobs_pb2 import Command, Entity, Event, ExecutionStatus, HostTask, Job, Lock
 from waybill.v1.jobstore_pb2 import (
@@ -61,6 +65,8 @@ class ScriptedCoordinator(coordinator_pb2_grpc.CoordinatorServicer):
         self.answer: Callable[[RunCommandRequest, Context], Awaitable[Job]] = accept
         self.command_types: list[CommandType] = []
         self.cancelled: list[CancelJobRequest] = []
+        self.together: list[RunMultipleCommandsRequest] = []
+        self.wishes: list[SetPriorityRequest | StopTasksRequest | ForceEndJobRequest | RestartJobRequest] = []
 
     async def RunCommand(self, request: RunCommandRequest, context: Context) -> Job:
         self.requests.append(request)
@@ -70,6 +76,7 @@ class ScriptedCoordinator(coordinator_pb2_grpc.CoordinatorServicer):
     async def RunMultipleCommands(
         self, request: RunMultipleCommandsRequest, context: Context
     ) -> RunMultipleCommandsResponse:
+        self.together.append(request)
         answer = RunMultipleCommandsResponse()
         for command in request.commands:
             if command.command_type == "Unknown":
@@ -77,6 +84,22 @@ class ScriptedCoordinator(coordinator_pb2_grpc.CoordinatorServicer):
             else:
                 answer.results.add(job=Job(job_id="j", command_type=command.command_type))
         return answer
+
+    async def SetPriority(self, request: SetPriorityRequest, context: Context) -> Job:
+        self.wishes.append(request)
+        return Job(job_id=request.job_id, priority=request.priority)
+
+    async def StopTasks(self, request: StopTasksRequest, context: Context) -> Job:
+        self.wishes.append(request)
+        return Job(job_id=request.job_id, status=ExecutionStatus.EXECUTION_STATUS_STARTED)
+
+    async def RestartJob(self, request: RestartJobRequest, context: Context) -> Job:
+        self.wishes.append(request)
+        return Job(job_id="new", restarted_from=request.job_id, status=ExecutionStatus.EXECUTION_STATUS_STARTED)
+
+    async def ForceEndJob(self, request: ForceEndJobRequest, context: Context) -> Job:
+        self.wishes.append(request)
+        return Job(job_id=request.job_id, status=ExecutionStatus.EXECUTION_STATUS_FAILED)
 
     async def ListCommandTypes(self, request: ListCommandTypesRequest, context: Context) -> ListCommandTypesResponse:
         return ListCommandTypesResponse(command_types=self.command_types)

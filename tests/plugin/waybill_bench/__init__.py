@@ -4,9 +4,9 @@ from typing import Annotated
 
 from pydantic import Field
 
-from coordinator.commands.base import Command, EntityId, command
-from coordinator.plan import Plan, child, concurrently, serially, task
-from coordinator.rows import Cancel
+from coordinator.commands.base import Command, EntityId, command, exclusive, named, shared
+from coordinator.plan import Plan, child, concurrently, nothing, serially, task
+from coordinator.rows import Cancel, LockKey, LockScope
 from coordinator.world import World
 
 
@@ -19,6 +19,28 @@ class BenchWork(Command):
 
     async def execute(self, world: World) -> Plan:
         return task(self.host_id, "simWork", {"object_id": self.object_id})
+
+
+@command("BenchLock", cancel=Cancel.REVERT, description="Working under locks", categories=["bench"])
+class BenchLock(Command):
+    """One task on a host (none without `object_id`), under locks on VMs or on names, for which it may queue."""
+
+    host_id: EntityId = "host-1"
+    object_id: str = ""
+    vm_ids: tuple[EntityId, ...] = ()
+    names: tuple[EntityId, ...] = ()
+    share: bool = False
+    wait: Annotated[float, Field(ge=0)] = 0.0
+    passing: bool = False
+
+    def locks(self) -> list[LockKey]:
+        scope = LockScope.EXECUTION if self.passing else LockScope.COMMAND
+        lock = shared if self.share else exclusive
+        keys = [key for vm_id in self.vm_ids for key in lock("VM", vm_id, wait=self.wait, scope=scope)]
+        return keys + [key for name in self.names for key in named("VM", name, wait=self.wait, scope=scope)]
+
+    async def execute(self, world: World) -> Plan:
+        return task(self.host_id, "simWork", {"object_id": self.object_id}) if self.object_id else nothing()
 
 
 @command("BenchTree", cancel=Cancel.REVERT, description="Working on ${width} × ${depth} parts", categories=["bench"])

@@ -26,9 +26,12 @@ from coordinator import events as ev
 from coordinator.attempts import FailedAttempt
 from coordinator.flow import END_ATTEMPTS, FlowTree
 from coordinator.plan import Attempt, Child, Cleanup, EntityRef, Observation, Plan, nothing
+from coordinator.reuse import Reuse
 from coordinator.rows import (
     Cancel,
     Command,
+    Dependency,
+    DependencyPolicy,
     EntityChange,
     Failure,
     Job,
@@ -66,6 +69,7 @@ class Script:
     refused: Failure | None = None  # by validate
     raised: Failure | None = None  # by execute
     locks: Sequence[EntityRef] = ()
+    lock_wait: float = 0.0
     reads: Sequence[EntityRef] = ()
     changes: Mapping[EntityRef, str] = field(default_factory=dict)
     ends: Mapping[EntityRef, str] | None = None  # changed by either end method; None: the default ones
@@ -91,6 +95,10 @@ class Scenario:
         deadline: float = 0.0,
         entities: Iterable[EntityRef] = (),
         thorough: bool = True,
+        depends_on: Mapping[str, Status] | None = None,
+        policy: DependencyPolicy = DependencyPolicy.SKIP,
+        reuse: Reuse | None = None,
+        **how: bool,
     ) -> None:
         self.scripts = {"Root": root, **children}
         self.cancel_kind = cancel
@@ -107,6 +115,8 @@ class Scenario:
         self.answers = 0
         self.refused: Failure | None = None
         self.cancel_answers: dict[int, Failure | None] = {}
+        self.answers_to_wishes: dict[int, Failure | None] = {}  # cancels and others
+        self._other_wishes: set[int] = set()
         self.stopped: list[str] = []
         self.cleared: list[str] = []
         self.retries: list[Failure] = []
@@ -115,7 +125,12 @@ class Scenario:
         self.crashes = 0
         self.compared = 0  # how often a loaded tree was compared with this one
         self._reset()
-        self.tree = FlowTree(self._new_job(), self._new_root(), cancel=cancel)
+        self.store.jobs = dict(depends_on or {})
+        self.reuse = reuse
+        dependencies = [Dependency(job_id, policy) for job_id in depends_on or ()]
+        self.tree = FlowTree(
+            self._new_job(), self._new_root(), cancel=cancel, dependencies=dependencies, reuse=reuse, **how
+        )
 
     def _reset(self) -> None:
         """What only a living process knows."""
@@ -165,6 +180,28 @@ class Scenario:
         """Somebody asks it to stop."""
         self.take(ev.CancelAsked(token, user, "", request_id))
 
+    def wish(self, wish: ev.PriorityAsked | ev.StopAsked) -> Failure | None:
+        """Somebody wishes something; returns why it is not granted."""
+        self.take_wish(wish)
+        return self.answers_to_wishes[wish.token]
+
+    def take_wish(self, wish: ev.PriorityAsked | ev.StopAsked) -> None:
+        """The same, where the answer may be held."""
+        self._other_wishes.add(wish.token)
+        self.take(wish)
+
+    def job_ends(self, job_id: str, status: Status | None = Status.FINISHED) -> None:
+        """Another job ends (None: is deleted), and the flow is told if it waits."""
+        self.store.jobs[job_id] = status
+        if job_id in self.store.dependencies:
+            self.take(ev.Woken(self.store.depended()))
+
+    def lock_is_freed(self, ref: EntityRef) -> None:
+        """Another flow frees a lock, and this one is told if it queues."""
+        self.store.foreign_locks.pop(ref, None)
+        if ref in self.store.places:
+            self.take(ev.Woken(locks_free=True))
+
     def advance(self, seconds: float) -> None:
         """Time goes by; timers fire in their order."""
         until = self.now + seconds
@@ -185,7 +222,7 @@ class Scenario:
         self._reset()
         self.store.epoch += 1
         self.epoch = self.store.epoch
-        self.tree = FlowTree.load(self.store.rows(), cancel=self.cancel_kind)
+        self.tree = FlowTree.load(self.store.rows(), cancel=self.cancel_kind, reuse=self.reuse)
         self.take(ev.Recovered())
 
     # --- the world's side --------------------------------------------------------------------------------------------
@@ -229,7 +266,7 @@ class Scenario:
             EntityChange(ref, status=status, former=self.store.former(ref)) for ref, status in script.changes.items()
         ]
         read = {ref: self.store.entity(ref).version for ref in (*script.reads, *script.changes)}
-        locks = [LockKey(ref) for ref in script.locks]
+        locks = [LockKey(ref, wait=script.lock_wait) for ref in script.locks]
         self._tell(ev.Planned(command_id, script.plan, Notes(changes=changes, read_versions=read, locks=locks)))
 
     def revise(self, command_id: str) -> None:
@@ -275,7 +312,8 @@ class Scenario:
         quiet = self._quiet_since_commit
         seen = self.store.apply(commit)
         assert self.store.violations() == []
-        self._tell(ev.Recorded(len(self.store.commits), self.store.time, seen))
+        told = self.store.depended() if commit.dependencies else []
+        self._tell(ev.Recorded(len(self.store.commits), self.store.time, seen, told))
         if quiet and self.thorough and not self.store.ended:
             self._compare_with_a_loaded_tree()
 
@@ -339,10 +377,13 @@ class Scenario:
         self.begun[leaf.task_id] = leaf
 
     def _answer_cancel(self, token: int, failure: Failure | None) -> None:
+        assert token == 0 or token not in self.answers_to_wishes, "answered twice"
+        self.answers_to_wishes[token] = failure
+        if token in self._other_wishes:
+            return
         if failure is None:
             assert self.store.job is not None
             assert self.store.job.cancel_requested_by, "the cancel is answered before the wish is durable"
-        assert token == 0 or token not in self.cancel_answers, "answered twice"
         self.cancel_answers[token] = failure
 
     # --- the two things that hold after every commit -----------------------------------------------------------------
@@ -356,7 +397,7 @@ class Scenario:
         assert after.leaves == tree.leaves
         assert after.commands == {row.command_id: row for row in after.commands.values() for row in [_row(tree, row)]}
         assert after.job is not None
-        for name in ("status", "progress", "cancelable", "error", "cancel_requested_by", "description"):
+        for name in ("status", "progress", "cancelable", "error", "cancel_requested_by", "description", "priority"):
             assert getattr(after.job, name) == getattr(tree.job, name), name
 
     def _compare_with_a_loaded_tree(self) -> None:
@@ -375,10 +416,10 @@ class Scenario:
         twin.store = self.store.copy()
         twin.history, twin.thorough, twin.hold = [], False, {"plan", "revise", "end"}
         twin.stopped, twin.cleared, twin.retries = [], [], []
-        twin.cancel_answers, twin.runs = {}, Counter(self.runs)
+        twin.cancel_answers, twin.answers_to_wishes, twin.runs = {}, {}, Counter(self.runs)
         twin.parts, twin.failed = {}, []
         twin._reset()
-        twin.tree = FlowTree.load(twin.store.rows(), cancel=self.cancel_kind)
+        twin.tree = FlowTree.load(twin.store.rows(), cancel=self.cancel_kind, reuse=self.reuse)
         twin.take(ev.Recovered())
         return twin
 

@@ -16,6 +16,7 @@ from coordinator.mutations import Mutations
 from coordinator.plan import EntityRef, Former, Observation
 from coordinator.rows import (
     Command,
+    Dependency,
     EntityChange,
     EventNote,
     Failure,
@@ -63,6 +64,10 @@ class Written:
     report_entities: list[EntityRef]
     handled_requests: list[str]
     ends_flow: bool
+    dependencies: tuple[Dependency, ...]
+    lock_waits: tuple[LockKey, ...]
+    waits_until: float
+    ends_wait: bool
 
 
 def written(mutations: Mutations, job: Job, sequence: int, epoch: int) -> Written:
@@ -89,6 +94,10 @@ def written(mutations: Mutations, job: Job, sequence: int, epoch: int) -> Writte
         report_entities=list(mutations.report_entities),
         handled_requests=list(mutations.handled_requests),
         ends_flow=mutations.ends_flow,
+        dependencies=mutations.dependencies,
+        lock_waits=mutations.lock_waits,
+        waits_until=mutations.waits_until,
+        ends_wait=mutations.ends_wait,
     )
 
 
@@ -105,6 +114,10 @@ class Store:
         self.observed: dict[EntityRef, Observation] = {}
         self.locks: dict[EntityRef, bool] = {}  # held by this flow; True: exclusive
         self.foreign_locks: dict[EntityRef, str] = {}  # held by others: job id
+        self.jobs: dict[str, Status | None] = {}  # others, by id; None: deleted
+        self.dependencies: dict[str, Dependency] = {}
+        self.places: dict[EntityRef, LockKey] = {}  # in the queues for locks
+        self.waits_until = 0.0
         self.epoch = 1
         self.sequence = 0
         self.ended = False
@@ -126,6 +139,8 @@ class Store:
         other.entities = {key: replace(row) for key, row in self.entities.items()}
         other.observed = dict(self.observed)
         other.locks, other.foreign_locks = dict(self.locks), dict(self.foreign_locks)
+        other.jobs, other.dependencies, other.places = dict(self.jobs), dict(self.dependencies), dict(self.places)
+        other.waits_until = self.waits_until
         other.epoch, other.sequence, other.ended = self.epoch, self.sequence, self.ended
         other.events, other.handled = list(self.events), Counter(self.handled)
         other.occasions, other.commits = Counter(self.occasions), list(self.commits)
@@ -162,7 +177,18 @@ class Store:
             seen={ref: self.observed[ref] for ref in waited if ref in self.observed},
             epoch=self.epoch,
             sequence=self.sequence,
+            dependencies=self.depended(),
+            waits_until=self.waits_until,
+            locks_free=bool(self.places) and not any(ref in self.foreign_locks for ref in self.places),
         )
+
+    def depended(self) -> list[Dependency]:
+        """What it depends on, as it is."""
+        found = []
+        for each in self.dependencies.values():
+            status = self.jobs.get(each.job_id)
+            found.append(Dependency(each.job_id, each.policy, status or Status.PENDING, gone=status is None))
+        return found
 
     # --- writing -----------------------------------------------------------------------------------------------------
 
@@ -206,6 +232,7 @@ class Store:
         self.snapshots += commit.snapshots
         numbers = [snapshot.number for snapshot in self.snapshots]
         assert len(set(numbers)) == len(numbers), "two snapshots of one number"
+        self._apply_waits(commit)
         self.events += commit.events
         self.handled.update(commit.handled_requests)
         self.commits.append(commit)
@@ -225,6 +252,19 @@ class Store:
             command_id = row.parent_command_id
         return False
 
+    def _apply_waits(self, commit: Written) -> None:
+        assert not commit.dependencies or commit.new_job is not None, "only a new flow begins to wait for jobs"
+        self.dependencies |= {each.job_id: each for each in commit.dependencies}
+        self.places |= {key.entity: key for key in commit.lock_waits}
+        self.waits_until = commit.waits_until or self.waits_until
+        if commit.ends_wait:
+            self.dependencies, self.places, self.waits_until = {}, {}, 0.0
+        if commit.new_leaves or commit.new_commands[1:] or commit.ends_flow:
+            assert not self.dependencies, "it still waits"
+            assert not self.places, "it still queues"
+        if self.places or self.dependencies:
+            assert not self.locks, "who waits holds nothing"
+
     def _apply_job(self, commit: Written) -> None:
         if commit.new_job is not None:
             assert self.job is None
@@ -232,7 +272,7 @@ class Store:
         elif commit.job is not None:
             assert self.job is not None
             assert not self.job.status.ended, "the job had ended"
-            _keep(self.job, commit.job, ("status", "cancelable"))
+            _keep(self.job, commit.job, ("status", "cancelable", "priority"))
             _keep_given(self.job, commit.job, ("error", "cancel_requested_by"))
             self.job.progress = max(self.job.progress, commit.job.progress)
         assert self.job is not None

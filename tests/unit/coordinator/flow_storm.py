@@ -51,7 +51,7 @@ from coordinator.plan import (
     state,
 )
 from coordinator.planjson import attempt_from_json
-from coordinator.rows import Cancel, Command, CommandStatus, Failure, Leaf, LeafKind, Status
+from coordinator.rows import Cancel, Command, CommandStatus, DependencyPolicy, Failure, Leaf, LeafKind, Status
 
 TYPES = ("Root", "One", "Two", "Three")
 LOCKS = (EntityRef("VM", "lock-1"), EntityRef("VM", "lock-2"))
@@ -92,12 +92,15 @@ class Storm:
             cancel=rng.choice([*Cancel, Cancel.REVERT, Cancel.REVERT]),
             deadline=START + rng.choice([20, 200]) if self._chance(15) else 0.0,
             entities=[ref for ref in (*map(disk_of, TYPES), *LOCKS) if self._chance(80)],
+            depends_on={job_id: self._status_of_another() for job_id in ("job-1", "job-2") if self._chance(14)},
+            policy=rng.choice([*DependencyPolicy]),
         )
         self.flow.hold = {"plan", "revise", "end", "commit"}
         self._first_entities = {ref: entity.status for ref, entity in self.flow.store.entities.items()}
         self._fates: dict[str, ev.LeafReported] = {}  # what hosts have made of what they were told to do
         self._said: list[ev.LeafReported] = []
         self._cancels = 0
+        self._wishes = 100  # other ones: tokens from here on
         self._number = 0
         self._ended_in_a_crash = False
 
@@ -112,6 +115,7 @@ class Storm:
             refused=REFUSED if kind != "Root" and self._chance(6) else None,
             raised=RAISED if self._chance(3) else None,
             locks=[ref for ref in LOCKS if self._chance(25)],
+            lock_wait=self.rng.choice([0, 0, 5, 50]),
             reads=[ref for ref in LOCKS if self._chance(25)],
             changes={disk_of(kind): f"LOCKED by {kind}"} if self._chance(40) else {},
             ends={disk_of(kind): "ENDED"} if self._chance(30) else None,
@@ -175,7 +179,7 @@ class Storm:
 
     def calm_down(self) -> None:
         """Lets only what must happen do so, until the flow has ended."""
-        self.flow.store.foreign_locks.clear()
+        self._free_locks()
         for _ in range(LONGEST):
             if self._is_over():
                 return
@@ -195,8 +199,9 @@ class Storm:
         possible += [self._report] * 8 * bool(flow.begun)
         possible += [self._see] * bool(list(flow.tree.waits_for()))
         possible += [self._fire] * bool(flow.timers)
+        possible += [self._another_ends] * bool(self._others())
         if faults:
-            possible += [self._repeat_report, self._cancel, self._crash, self._meddle]
+            possible += [self._repeat_report, self._cancel, self._crash, self._crash, self._meddle, self._wish]
         self.rng.choice(possible)()
 
     def _note(self, what: str) -> None:
@@ -290,6 +295,39 @@ class Storm:
             self._note("cancel")
             self.flow.cancel(self._cancels, request_id=f"r{self._cancels}" if self._chance(50) else "")
 
+    def _wish(self) -> None:
+        """Somebody wants tasks stopped, or another priority."""
+        if not self._chance(15):
+            return
+        self._wishes += 1
+        if self._chance(50):
+            running = [leaf.task_id for leaf in self.flow.begun.values()]
+            task_ids = tuple(self.rng.sample(running, min(len(running), self.rng.randrange(2))))
+            self._note("stop asked")
+            self.flow.take_wish(ev.StopAsked(self._wishes, task_ids, "ada"))
+        else:
+            self._note("priority asked")
+            self.flow.take_wish(ev.PriorityAsked(self._wishes, self._wishes, "ada"))
+
+    def _status_of_another(self) -> Status:
+        return self.rng.choice([Status.STARTED, Status.PENDING, Status.FINISHED])
+
+    def _others(self) -> list[str]:
+        """Jobs that it waits for and that have not ended."""
+        jobs = self.flow.store.jobs
+        return [job_id for job_id in self.flow.store.dependencies if (at := jobs[job_id]) is not None and not at.ended]
+
+    def _another_ends(self) -> None:
+        status = self.rng.choice([Status.FINISHED] * 4 + [Status.FAILED, None])
+        self._note("another job ends")
+        self.flow.job_ends(self.rng.choice(self._others()), status)
+
+    def _free_locks(self) -> None:
+        for ref in list(self.flow.store.foreign_locks):
+            if ref in self.flow.store.places:
+                self._note("a lock is freed that it queues for")
+            self.flow.lock_is_freed(ref)
+
     def _crash(self) -> None:
         if self.flow.store.job is not None and self.flow.crashes < 3 and self._chance(25):
             lost = self._chance(50)
@@ -305,7 +343,7 @@ class Storm:
             if ref not in store.locks:
                 store.entities.setdefault(ref, Entity(version=0)).version += 1
         elif store.foreign_locks and self._chance(50):
-            store.foreign_locks.clear()
+            self._free_locks()
         else:
             ref = self.rng.choice(LOCKS)
             if ref not in store.locks:
@@ -337,6 +375,7 @@ class Storm:
         assert set(store.handled.values()) <= {1}
         if not flow.crashes:
             assert flow.cancel_answers.keys() >= set(range(1, self._cancels + 1)), "a cancel was not answered"
+            assert flow.answers_to_wishes.keys() >= set(range(101, self._wishes + 1)), "a wish was not answered"
         if not self._ended_in_a_crash:  # else whoever owns the hosts clears what is left
             begun = [leaf.task_id for leaf in store.leaves.values() if leaf.kind is not LeafKind.WAIT]
             assert sorted(flow.cleared) == sorted(begun)

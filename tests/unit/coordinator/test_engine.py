@@ -22,9 +22,10 @@ from coordinator.commands.base import Command, Registry
 from coordinator.engine import Engine
 from coordinator.rows import Job
 from coordinator.world import World
-from waybill.v1 import jobstore_pb2
+from waybill.v1 import jobs_pb2, jobstore_pb2
 
 ROOM = 5
+FLOW = "01936f2e-7b1c-7d55-8f7e-000000000001"
 
 
 class SlowJournal:
@@ -34,8 +35,11 @@ class SlowJournal:
         self.taken: list[asyncio.Future[jobstore_pb2.FlowCommitResult]] = []
         self.willing = False
         self.loaded: list[str] = []
+        self.stored: dict[str, jobstore_pb2.FlowRows] = {}
+        self.commits: list[jobstore_pb2.FlowCommit] = []
 
-    def commit(self, _commit: jobstore_pb2.FlowCommit) -> asyncio.Future[jobstore_pb2.FlowCommitResult]:
+    def commit(self, commit: jobstore_pb2.FlowCommit) -> asyncio.Future[jobstore_pb2.FlowCommitResult]:
+        self.commits.append(commit)
         self.taken.append(asyncio.get_running_loop().create_future())
         if self.willing:
             self.answer()
@@ -47,9 +51,12 @@ class SlowJournal:
     def on_requests(self, heard: Any) -> None:
         """There are none."""
 
+    def on_wakes(self, heard: Any) -> None:
+        """There are none."""
+
     async def load_flows(self, flow_command_ids: Sequence[str]) -> list[jobstore_pb2.FlowRows]:
         self.loaded += flow_command_ids
-        return []
+        return [self.stored[each] for each in flow_command_ids if each in self.stored]
 
     def answer(self) -> None:
         self.willing = True
@@ -177,3 +184,35 @@ async def test_a_command_s_code_runs_under_the_command_s_span(
     job = await context.run(submit, engine, 1)
     assert seen == [(f"{caller.trace_id}-{job.span_id}", "corr-1")]
     assert job.trace_id == caller.trace_id
+
+
+async def test_a_flow_that_nobody_can_go_on_with_is_ended_by_force_all_the_same(
+    engine: Engine, journal: SlowJournal
+) -> None:
+    """Its actor has a defect, so it has none: the wish comes through the store, and its rows are all that is needed."""
+    journal.willing = True
+    rows = jobstore_pb2.FlowRows(flow_command_id=FLOW, epoch=2, sequence=4)
+    rows.job.job_id = "job-1"
+    rows.job.status, rows.job.cancelable = jobs_pb2.EXECUTION_STATUS_STARTED, jobs_pb2.CANCEL_KIND_NONE
+    rows.commands.add(command_id=FLOW, command_type="NoSuchType", status=jobs_pb2.COMMAND_STATUS_ACTIVE)
+    journal.stored[FLOW] = rows
+    wish = jobstore_pb2.FlowRequest(request_id="r", flow_command_id=FLOW, kind="FORCE_END", user="ada", reason="x")
+    engine.requests_left([wish, wish])
+    await turns()
+    [commit] = journal.commits
+    assert (commit.flow_command_id, commit.epoch, commit.sequence, commit.ends_flow) == (FLOW, 2, 5, True)
+
+
+async def test_a_forced_end_waits_for_the_commit_that_is_on_its_way(engine: Engine, journal: SlowJournal) -> None:
+    submitted = submit(engine, 1)
+    await turns()
+    [flow] = engine._flows
+    ending = asyncio.create_task(engine.force_end("job-1", "ada", "it hangs"))
+    await turns()
+    assert (journal.loaded, engine.flows) == ([], 0)  # it may be stored or not: nobody knows yet
+    journal.answer()
+    await turns()
+    assert journal.loaded == [flow]
+    assert await ending
+    with pytest.raises(WaybillError, match="ended by force"):
+        await submitted

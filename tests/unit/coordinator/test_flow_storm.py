@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from tests.unit.coordinator.flow_storm import Storm
 
 STORMS = int(os.environ.get("WAYBILL_STORMS", "30"))
-SEEDS = 60
+SEEDS = 100
 
 
 def weather(rng: Random) -> Storm:
@@ -86,10 +86,16 @@ OFTEN = {
     "timer end": 0.5,
     "timer leaf": 0.3,
     "timer deadline": 0.05,
-    "undone": 0.1,
+    "undone": 0.05,
     "inlined child ended": 0.1,
+    "another job ends": 0.05,
+    "a lock is freed that it queues for": 0.01,
+    "timer locks": 0.01,
+    "stop asked": 0.05,
+    "priority asked": 0.05,
     "job FINISHED": 0.2,
     "job FAILED": 0.2,
     "job ABORTED": 0.1,
+    "job SKIPPED": 0.01,
 }
 """What must happen in so many storms out of one."""

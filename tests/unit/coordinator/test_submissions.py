@@ -127,10 +127,6 @@ def test_another_body_has_another_hash() -> None:
     assert one.request_hash != read(a_request(request_id="r", deadline=later)).request_hash
 
 
-def test_what_this_release_cannot_do_is_said() -> None:
-    assert refusal(a_request(depends_on=["x"])).reason == "NOT_AVAILABLE_YET"
-
-
 def test_an_external_job_is_named_by_its_id() -> None:
     refused = refusal(a_request(external_job_id="x"))
     assert (refused.reason, refused.violations[0][0]) == ("REQUEST_INVALID", "external_job_id")

@@ -28,51 +28,51 @@ from google.rpc import status_pb2 as google_dot_rpc_dot_status__pb2
 from waybill.v1 import jobs_pb2 as waybill_dot_v1_dot_jobs__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1cwaybill/v1/coordinator.proto\x12\nwaybill.v1\x1a\x1cgoogle/protobuf/struct.proto\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x17google/rpc/status.proto\x1a\x15waybill/v1/jobs.proto\"\xa8\x02\n\x11RunCommandRequest\x12\x14\n\x0c\x63ommand_type\x18\x01 \x01(\t\x12+\n\nparameters\x18\x02 \x01(\x0b\x32\x17.google.protobuf.Struct\x12\x12\n\nrequest_id\x18\x03 \x01(\t\x12\x16\n\x0e\x63orrelation_id\x18\x04 \x01(\t\x12\x15\n\rvalidate_only\x18\x05 \x01(\x08\x12\x10\n\x08priority\x18\x06 \x01(\x05\x12\x12\n\ndepends_on\x18\x07 \x03(\t\x12,\n\x08\x64\x65\x61\x64line\x18\x08 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x17\n\x0f\x65xternal_job_id\x18\t \x01(\t\x12\x14\n\x07visible\x18\n \x01(\x08H\x00\x88\x01\x01\x42\n\n\x08_visible\"y\n\x1aRunMultipleCommandsRequest\x12/\n\x08\x63ommands\x18\x01 \x03(\x0b\x32\x1d.waybill.v1.RunCommandRequest\x12*\n\x06policy\x18\x02 \x01(\x0e\x32\x1a.waybill.v1.MultiplePolicy\"L\n\x1bRunMultipleCommandsResponse\x12-\n\x07results\x18\x01 \x03(\x0b\x32\x1c.waybill.v1.RunCommandResult\"b\n\x10RunCommandResult\x12\x1e\n\x03job\x18\x01 \x01(\x0b\x32\x0f.waybill.v1.JobH\x00\x12#\n\x05\x65rror\x18\x02 \x01(\x0b\x32\x12.google.rpc.StatusH\x00\x42\t\n\x07outcome\"2\n\x10\x43\x61ncelJobRequest\x12\x0e\n\x06job_id\x18\x01 \x01(\t\x12\x0e\n\x06reason\x18\x02 \x01(\t\"4\n\x12\x46orceEndJobRequest\x12\x0e\n\x06job_id\x18\x01 \x01(\t\x12\x0e\n\x06reason\x18\x02 \x01(\t\"^\n\x11RestartJobRequest\x12\x0e\n\x06job_id\x18\x01 \x01(\t\x12\x0e\n\x06reason\x18\x02 \x01(\t\x12\x15\n\rvalidate_only\x18\x03 \x01(\x08\x12\x12\n\nrequest_id\x18\x04 \x01(\t\"F\n\x12SetPriorityRequest\x12\x0e\n\x06job_id\x18\x01 \x01(\t\x12\x10\n\x08priority\x18\x02 \x01(\x05\x12\x0e\n\x06reason\x18\x03 \x01(\t\"D\n\x10StopTasksRequest\x12\x0e\n\x06job_id\x18\x01 \x01(\t\x12\x10\n\x08task_ids\x18\x02 \x03(\t\x12\x0e\n\x06reason\x18\x03 \x01(\t\"\x19\n\x17ListCommandTypesRequest\"J\n\x18ListCommandTypesResponse\x12.\n\rcommand_types\x18\x01 \x03(\x0b\x32\x17.waybill.v1.CommandType\"\xc4\x01\n\x0b\x43ommandType\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0f\n\x07version\x18\x02 \x01(\x05\x12\x13\n\x0b\x64\x65scription\x18\x03 \x01(\t\x12\x12\n\ncategories\x18\x04 \x03(\t\x12\x32\n\x11parameters_schema\x18\x05 \x01(\x0b\x32\x17.google.protobuf.Struct\x12\x11\n\tmonitored\x18\x06 \x01(\x08\x12&\n\x06\x63\x61ncel\x18\x07 \x01(\x0e\x32\x16.waybill.v1.CancelKind\"\xdc\x01\n\x15\x41\x64\x64\x45xternalJobRequest\x12\x13\n\x0b\x64\x65scription\x18\x01 \x01(\t\x12\x12\n\nrequest_id\x18\x02 \x01(\t\x12\x16\n\x0e\x63orrelation_id\x18\x03 \x01(\t\x12%\n\x08subjects\x18\x04 \x03(\x0b\x32\x13.waybill.v1.Subject\x12\x19\n\x0c\x61uto_cleared\x18\x05 \x01(\x08H\x00\x88\x01\x01\x12\x19\n\x11heartbeat_seconds\x18\x06 \x01(\x05\x12\x14\n\x0c\x63ommand_type\x18\x07 \x01(\tB\x0f\n\r_auto_cleared\"\x91\x01\n\x16\x41\x64\x64\x45xternalStepRequest\x12\x0e\n\x06job_id\x18\x01 \x01(\t\x12\x16\n\x0eparent_step_id\x18\x02 \x01(\t\x12\x11\n\tstep_type\x18\x03 \x01(\t\x12\x13\n\x0b\x64\x65scription\x18\x04 \x01(\t\x12\x13\n\x0b\x65xternal_id\x18\x05 \x01(\t\x12\x12\n\nrequest_id\x18\x06 \x01(\t\"L\n\x16\x45ndExternalStepRequest\x12\x0f\n\x07step_id\x18\x01 \x01(\t\x12\x11\n\tsucceeded\x18\x02 \x01(\x08\x12\x0e\n\x06reason\x18\x03 \x01(\t\"Y\n\x15\x45ndExternalJobRequest\x12\x0e\n\x06job_id\x18\x01 \x01(\t\x12\x11\n\tsucceeded\x18\x02 \x01(\x08\x12\r\n\x05\x66orce\x18\x03 \x01(\x08\x12\x0e\n\x06reason\x18\x04 \x01(\t\")\n\x17\x43learExternalJobRequest\x12\x0e\n\x06job_id\x18\x01 \x01(\t\"-\n\x1bHeartbeatExternalJobRequest\x12\x0e\n\x06job_id\x18\x01 \x01(\t*\x97\x01\n\x0eMultiplePolicy\x12\x1f\n\x1bMULTIPLE_POLICY_UNSPECIFIED\x10\x00\x12\x1f\n\x1bMULTIPLE_POLICY_INDEPENDENT\x10\x01\x12\"\n\x1eMULTIPLE_POLICY_ALL_OR_NOTHING\x10\x02\x12\x1f\n\x1bMULTIPLE_POLICY_IN_SEQUENCE\x10\x03\x32\x82\x08\n\x0b\x43oordinator\x12<\n\nRunCommand\x12\x1d.waybill.v1.RunCommandRequest\x1a\x0f.waybill.v1.Job\x12\x66\n\x13RunMultipleCommands\x12&.waybill.v1.RunMultipleCommandsRequest\x1a\'.waybill.v1.RunMultipleCommandsResponse\x12:\n\tCancelJob\x12\x1c.waybill.v1.CancelJobRequest\x1a\x0f.waybill.v1.Job\x12>\n\x0b\x46orceEndJob\x12\x1e.waybill.v1.ForceEndJobRequest\x1a\x0f.waybill.v1.Job\x12<\n\nRestartJob\x12\x1d.waybill.v1.RestartJobRequest\x1a\x0f.waybill.v1.Job\x12>\n\x0bSetPriority\x12\x1e.waybill.v1.SetPriorityRequest\x1a\x0f.waybill.v1.Job\x12:\n\tStopTasks\x12\x1c.waybill.v1.StopTasksRequest\x1a\x0f.waybill.v1.Job\x12]\n\x10ListCommandTypes\x12#.waybill.v1.ListCommandTypesRequest\x1a$.waybill.v1.ListCommandTypesResponse\x12\x44\n\x0e\x41\x64\x64\x45xternalJob\x12!.waybill.v1.AddExternalJobRequest\x1a\x0f.waybill.v1.Job\x12G\n\x0f\x41\x64\x64\x45xternalStep\x12\".waybill.v1.AddExternalStepRequest\x1a\x10.waybill.v1.Step\x12G\n\x0f\x45ndExternalStep\x12\".waybill.v1.EndExternalStepRequest\x1a\x10.waybill.v1.Step\x12\x44\n\x0e\x45ndExternalJob\x12!.waybill.v1.EndExternalJobRequest\x1a\x0f.waybill.v1.Job\x12H\n\x10\x43learExternalJob\x12#.waybill.v1.ClearExternalJobRequest\x1a\x0f.waybill.v1.Job\x12P\n\x14HeartbeatExternalJob\x12\'.waybill.v1.HeartbeatExternalJobRequest\x1a\x0f.waybill.v1.Jobb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1cwaybill/v1/coordinator.proto\x12\nwaybill.v1\x1a\x1cgoogle/protobuf/struct.proto\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x17google/rpc/status.proto\x1a\x15waybill/v1/jobs.proto\"\xe1\x02\n\x11RunCommandRequest\x12\x14\n\x0c\x63ommand_type\x18\x01 \x01(\t\x12+\n\nparameters\x18\x02 \x01(\x0b\x32\x17.google.protobuf.Struct\x12\x12\n\nrequest_id\x18\x03 \x01(\t\x12\x16\n\x0e\x63orrelation_id\x18\x04 \x01(\t\x12\x15\n\rvalidate_only\x18\x05 \x01(\x08\x12\x10\n\x08priority\x18\x06 \x01(\x05\x12\x12\n\ndepends_on\x18\x07 \x03(\t\x12,\n\x08\x64\x65\x61\x64line\x18\x08 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x17\n\x0f\x65xternal_job_id\x18\t \x01(\t\x12\x14\n\x07visible\x18\n \x01(\x08H\x00\x88\x01\x01\x12\x37\n\x11\x64\x65pendency_policy\x18\x0b \x01(\x0e\x32\x1c.waybill.v1.DependencyPolicyB\n\n\x08_visible\"y\n\x1aRunMultipleCommandsRequest\x12/\n\x08\x63ommands\x18\x01 \x03(\x0b\x32\x1d.waybill.v1.RunCommandRequest\x12*\n\x06policy\x18\x02 \x01(\x0e\x32\x1a.waybill.v1.MultiplePolicy\"L\n\x1bRunMultipleCommandsResponse\x12-\n\x07results\x18\x01 \x03(\x0b\x32\x1c.waybill.v1.RunCommandResult\"b\n\x10RunCommandResult\x12\x1e\n\x03job\x18\x01 \x01(\x0b\x32\x0f.waybill.v1.JobH\x00\x12#\n\x05\x65rror\x18\x02 \x01(\x0b\x32\x12.google.rpc.StatusH\x00\x42\t\n\x07outcome\"2\n\x10\x43\x61ncelJobRequest\x12\x0e\n\x06job_id\x18\x01 \x01(\t\x12\x0e\n\x06reason\x18\x02 \x01(\t\"4\n\x12\x46orceEndJobRequest\x12\x0e\n\x06job_id\x18\x01 \x01(\t\x12\x0e\n\x06reason\x18\x02 \x01(\t\"^\n\x11RestartJobRequest\x12\x0e\n\x06job_id\x18\x01 \x01(\t\x12\x0e\n\x06reason\x18\x02 \x01(\t\x12\x15\n\rvalidate_only\x18\x03 \x01(\x08\x12\x12\n\nrequest_id\x18\x04 \x01(\t\"F\n\x12SetPriorityRequest\x12\x0e\n\x06job_id\x18\x01 \x01(\t\x12\x10\n\x08priority\x18\x02 \x01(\x05\x12\x0e\n\x06reason\x18\x03 \x01(\t\"D\n\x10StopTasksRequest\x12\x0e\n\x06job_id\x18\x01 \x01(\t\x12\x10\n\x08task_ids\x18\x02 \x03(\t\x12\x0e\n\x06reason\x18\x03 \x01(\t\"\x19\n\x17ListCommandTypesRequest\"J\n\x18ListCommandTypesResponse\x12.\n\rcommand_types\x18\x01 \x03(\x0b\x32\x17.waybill.v1.CommandType\"\xc4\x01\n\x0b\x43ommandType\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0f\n\x07version\x18\x02 \x01(\x05\x12\x13\n\x0b\x64\x65scription\x18\x03 \x01(\t\x12\x12\n\ncategories\x18\x04 \x03(\t\x12\x32\n\x11parameters_schema\x18\x05 \x01(\x0b\x32\x17.google.protobuf.Struct\x12\x11\n\tmonitored\x18\x06 \x01(\x08\x12&\n\x06\x63\x61ncel\x18\x07 \x01(\x0e\x32\x16.waybill.v1.CancelKind\"\xdc\x01\n\x15\x41\x64\x64\x45xternalJobRequest\x12\x13\n\x0b\x64\x65scription\x18\x01 \x01(\t\x12\x12\n\nrequest_id\x18\x02 \x01(\t\x12\x16\n\x0e\x63orrelation_id\x18\x03 \x01(\t\x12%\n\x08subjects\x18\x04 \x03(\x0b\x32\x13.waybill.v1.Subject\x12\x19\n\x0c\x61uto_cleared\x18\x05 \x01(\x08H\x00\x88\x01\x01\x12\x19\n\x11heartbeat_seconds\x18\x06 \x01(\x05\x12\x14\n\x0c\x63ommand_type\x18\x07 \x01(\tB\x0f\n\r_auto_cleared\"\x91\x01\n\x16\x41\x64\x64\x45xternalStepRequest\x12\x0e\n\x06job_id\x18\x01 \x01(\t\x12\x16\n\x0eparent_step_id\x18\x02 \x01(\t\x12\x11\n\tstep_type\x18\x03 \x01(\t\x12\x13\n\x0b\x64\x65scription\x18\x04 \x01(\t\x12\x13\n\x0b\x65xternal_id\x18\x05 \x01(\t\x12\x12\n\nrequest_id\x18\x06 \x01(\t\"L\n\x16\x45ndExternalStepRequest\x12\x0f\n\x07step_id\x18\x01 \x01(\t\x12\x11\n\tsucceeded\x18\x02 \x01(\x08\x12\x0e\n\x06reason\x18\x03 \x01(\t\"Y\n\x15\x45ndExternalJobRequest\x12\x0e\n\x06job_id\x18\x01 \x01(\t\x12\x11\n\tsucceeded\x18\x02 \x01(\x08\x12\r\n\x05\x66orce\x18\x03 \x01(\x08\x12\x0e\n\x06reason\x18\x04 \x01(\t\")\n\x17\x43learExternalJobRequest\x12\x0e\n\x06job_id\x18\x01 \x01(\t\"-\n\x1bHeartbeatExternalJobRequest\x12\x0e\n\x06job_id\x18\x01 \x01(\t*\x97\x01\n\x0eMultiplePolicy\x12\x1f\n\x1bMULTIPLE_POLICY_UNSPECIFIED\x10\x00\x12\x1f\n\x1bMULTIPLE_POLICY_INDEPENDENT\x10\x01\x12\"\n\x1eMULTIPLE_POLICY_ALL_OR_NOTHING\x10\x02\x12\x1f\n\x1bMULTIPLE_POLICY_IN_SEQUENCE\x10\x03\x32\x82\x08\n\x0b\x43oordinator\x12<\n\nRunCommand\x12\x1d.waybill.v1.RunCommandRequest\x1a\x0f.waybill.v1.Job\x12\x66\n\x13RunMultipleCommands\x12&.waybill.v1.RunMultipleCommandsRequest\x1a\'.waybill.v1.RunMultipleCommandsResponse\x12:\n\tCancelJob\x12\x1c.waybill.v1.CancelJobRequest\x1a\x0f.waybill.v1.Job\x12>\n\x0b\x46orceEndJob\x12\x1e.waybill.v1.ForceEndJobRequest\x1a\x0f.waybill.v1.Job\x12<\n\nRestartJob\x12\x1d.waybill.v1.RestartJobRequest\x1a\x0f.waybill.v1.Job\x12>\n\x0bSetPriority\x12\x1e.waybill.v1.SetPriorityRequest\x1a\x0f.waybill.v1.Job\x12:\n\tStopTasks\x12\x1c.waybill.v1.StopTasksRequest\x1a\x0f.waybill.v1.Job\x12]\n\x10ListCommandTypes\x12#.waybill.v1.ListCommandTypesRequest\x1a$.waybill.v1.ListCommandTypesResponse\x12\x44\n\x0e\x41\x64\x64\x45xternalJob\x12!.waybill.v1.AddExternalJobRequest\x1a\x0f.waybill.v1.Job\x12G\n\x0f\x41\x64\x64\x45xternalStep\x12\".waybill.v1.AddExternalStepRequest\x1a\x10.waybill.v1.Step\x12G\n\x0f\x45ndExternalStep\x12\".waybill.v1.EndExternalStepRequest\x1a\x10.waybill.v1.Step\x12\x44\n\x0e\x45ndExternalJob\x12!.waybill.v1.EndExternalJobRequest\x1a\x0f.waybill.v1.Job\x12H\n\x10\x43learExternalJob\x12#.waybill.v1.ClearExternalJobRequest\x1a\x0f.waybill.v1.Job\x12P\n\x14HeartbeatExternalJob\x12\'.waybill.v1.HeartbeatExternalJobRequest\x1a\x0f.waybill.v1.Jobb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'waybill.v1.coordinator_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
-  _globals['_MULTIPLEPOLICY']._serialized_start=2032
-  _globals['_MULTIPLEPOLICY']._serialized_end=2183
+  _globals['_MULTIPLEPOLICY']._serialized_start=2089
+  _globals['_MULTIPLEPOLICY']._serialized_end=2240
   _globals['_RUNCOMMANDREQUEST']._serialized_start=156
-  _globals['_RUNCOMMANDREQUEST']._serialized_end=452
-  _globals['_RUNMULTIPLECOMMANDSREQUEST']._serialized_start=454
-  _globals['_RUNMULTIPLECOMMANDSREQUEST']._serialized_end=575
-  _globals['_RUNMULTIPLECOMMANDSRESPONSE']._serialized_start=577
-  _globals['_RUNMULTIPLECOMMANDSRESPONSE']._serialized_end=653
-  _globals['_RUNCOMMANDRESULT']._serialized_start=655
-  _globals['_RUNCOMMANDRESULT']._serialized_end=753
-  _globals['_CANCELJOBREQUEST']._serialized_start=755
-  _globals['_CANCELJOBREQUEST']._serialized_end=805
-  _globals['_FORCEENDJOBREQUEST']._serialized_start=807
-  _globals['_FORCEENDJOBREQUEST']._serialized_end=859
-  _globals['_RESTARTJOBREQUEST']._serialized_start=861
-  _globals['_RESTARTJOBREQUEST']._serialized_end=955
-  _globals['_SETPRIORITYREQUEST']._serialized_start=957
-  _globals['_SETPRIORITYREQUEST']._serialized_end=1027
-  _globals['_STOPTASKSREQUEST']._serialized_start=1029
-  _globals['_STOPTASKSREQUEST']._serialized_end=1097
-  _globals['_LISTCOMMANDTYPESREQUEST']._serialized_start=1099
-  _globals['_LISTCOMMANDTYPESREQUEST']._serialized_end=1124
-  _globals['_LISTCOMMANDTYPESRESPONSE']._serialized_start=1126
-  _globals['_LISTCOMMANDTYPESRESPONSE']._serialized_end=1200
-  _globals['_COMMANDTYPE']._serialized_start=1203
-  _globals['_COMMANDTYPE']._serialized_end=1399
-  _globals['_ADDEXTERNALJOBREQUEST']._serialized_start=1402
-  _globals['_ADDEXTERNALJOBREQUEST']._serialized_end=1622
-  _globals['_ADDEXTERNALSTEPREQUEST']._serialized_start=1625
-  _globals['_ADDEXTERNALSTEPREQUEST']._serialized_end=1770
-  _globals['_ENDEXTERNALSTEPREQUEST']._serialized_start=1772
-  _globals['_ENDEXTERNALSTEPREQUEST']._serialized_end=1848
-  _globals['_ENDEXTERNALJOBREQUEST']._serialized_start=1850
-  _globals['_ENDEXTERNALJOBREQUEST']._serialized_end=1939
-  _globals['_CLEAREXTERNALJOBREQUEST']._serialized_start=1941
-  _globals['_CLEAREXTERNALJOBREQUEST']._serialized_end=1982
-  _globals['_HEARTBEATEXTERNALJOBREQUEST']._serialized_start=1984
-  _globals['_HEARTBEATEXTERNALJOBREQUEST']._serialized_end=2029
-  _globals['_COORDINATOR']._serialized_start=2186
-  _globals['_COORDINATOR']._serialized_end=3212
+  _globals['_RUNCOMMANDREQUEST']._serialized_end=509
+  _globals['_RUNMULTIPLECOMMANDSREQUEST']._serialized_start=511
+  _globals['_RUNMULTIPLECOMMANDSREQUEST']._serialized_end=632
+  _globals['_RUNMULTIPLECOMMANDSRESPONSE']._serialized_start=634
+  _globals['_RUNMULTIPLECOMMANDSRESPONSE']._serialized_end=710
+  _globals['_RUNCOMMANDRESULT']._serialized_start=712
+  _globals['_RUNCOMMANDRESULT']._serialized_end=810
+  _globals['_CANCELJOBREQUEST']._serialized_start=812
+  _globals['_CANCELJOBREQUEST']._serialized_end=862
+  _globals['_FORCEENDJOBREQUEST']._serialized_start=864
+  _globals['_FORCEENDJOBREQUEST']._serialized_end=916
+  _globals['_RESTARTJOBREQUEST']._serialized_start=918
+  _globals['_RESTARTJOBREQUEST']._serialized_end=1012
+  _globals['_SETPRIORITYREQUEST']._serialized_start=1014
+  _globals['_SETPRIORITYREQUEST']._serialized_end=1084
+  _globals['_STOPTASKSREQUEST']._serialized_start=1086
+  _globals['_STOPTASKSREQUEST']._serialized_end=1154
+  _globals['_LISTCOMMANDTYPESREQUEST']._serialized_start=1156
+  _globals['_LISTCOMMANDTYPESREQUEST']._serialized_end=1181
+  _globals['_LISTCOMMANDTYPESRESPONSE']._serialized_start=1183
+  _globals['_LISTCOMMANDTYPESRESPONSE']._serialized_end=1257
+  _globals['_COMMANDTYPE']._serialized_start=1260
+  _globals['_COMMANDTYPE']._serialized_end=1456
+  _globals['_ADDEXTERNALJOBREQUEST']._serialized_start=1459
+  _globals['_ADDEXTERNALJOBREQUEST']._serialized_end=1679
+  _globals['_ADDEXTERNALSTEPREQUEST']._serialized_start=1682
+  _globals['_ADDEXTERNALSTEPREQUEST']._serialized_end=1827
+  _globals['_ENDEXTERNALSTEPREQUEST']._serialized_start=1829
+  _globals['_ENDEXTERNALSTEPREQUEST']._serialized_end=1905
+  _globals['_ENDEXTERNALJOBREQUEST']._serialized_start=1907
+  _globals['_ENDEXTERNALJOBREQUEST']._serialized_end=1996
+  _globals['_CLEAREXTERNALJOBREQUEST']._serialized_start=1998
+  _globals['_CLEAREXTERNALJOBREQUEST']._serialized_end=2039
+  _globals['_HEARTBEATEXTERNALJOBREQUEST']._serialized_start=2041
+  _globals['_HEARTBEATEXTERNALJOBREQUEST']._serialized_end=2086
+  _globals['_COORDINATOR']._serialized_start=2243
+  _globals['_COORDINATOR']._serialized_end=3269
 # @@protoc_insertion_point(module_scope)

@@ -34,7 +34,9 @@ class _MultiplePolicyEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_Multip
     MULTIPLE_POLICY_INDEPENDENT: _MultiplePolicy.ValueType  # 1
     """Each for itself."""
     MULTIPLE_POLICY_ALL_OR_NOTHING: _MultiplePolicy.ValueType  # 2
-    """If one is refused, none starts."""
+    """If one is refused (by `validate`, or for a lock; nobody waits for one), none starts: that one FAILED, the rest is
+    SKIPPED.
+    """
     MULTIPLE_POLICY_IN_SEQUENCE: _MultiplePolicy.ValueType  # 3
     """Each starts after the former ended well; after a failure the rest is SKIPPED."""
 
@@ -46,7 +48,9 @@ MULTIPLE_POLICY_UNSPECIFIED: MultiplePolicy.ValueType  # 0
 MULTIPLE_POLICY_INDEPENDENT: MultiplePolicy.ValueType  # 1
 """Each for itself."""
 MULTIPLE_POLICY_ALL_OR_NOTHING: MultiplePolicy.ValueType  # 2
-"""If one is refused, none starts."""
+"""If one is refused (by `validate`, or for a lock; nobody waits for one), none starts: that one FAILED, the rest is
+SKIPPED.
+"""
 MULTIPLE_POLICY_IN_SEQUENCE: MultiplePolicy.ValueType  # 3
 """Each starts after the former ended well; after a failure the rest is SKIPPED."""
 Global___MultiplePolicy: _TypeAlias = MultiplePolicy  # noqa: Y015
@@ -67,6 +71,7 @@ class RunCommandRequest(_message.Message):
     DEADLINE_FIELD_NUMBER: _builtins.int
     EXTERNAL_JOB_ID_FIELD_NUMBER: _builtins.int
     VISIBLE_FIELD_NUMBER: _builtins.int
+    DEPENDENCY_POLICY_FIELD_NUMBER: _builtins.int
     command_type: _builtins.str
     """Name of a registered command type, as ListCommandTypes gives it."""
     request_id: _builtins.str
@@ -87,13 +92,17 @@ class RunCommandRequest(_message.Message):
     """
     visible: _builtins.bool
     """Overrides the type's own choice whether the job is shown in lists."""
+    dependency_policy: _jobs_pb2.DependencyPolicy.ValueType
+    """What becomes of it if one of depends_on does not end FINISHED."""
     @_builtins.property
     def parameters(self) -> _struct_pb2.Struct:
         """Its parameters, by its schema; at most 256 KiB as JSON and 32 deep. Unknown fields are kept and ignored."""
 
     @_builtins.property
     def depends_on(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
-        """Jobs that must have ended well first."""
+        """Jobs that must have ended first, at most 100: until then the job is PENDING and holds no lock. NOT_FOUND
+        JOB_NOT_FOUND: one of them does not exist.
+        """
 
     @_builtins.property
     def deadline(self) -> _timestamp_pb2.Timestamp:
@@ -112,10 +121,11 @@ class RunCommandRequest(_message.Message):
         deadline: _timestamp_pb2.Timestamp | None = ...,
         external_job_id: _builtins.str = ...,
         visible: _builtins.bool | None = ...,
+        dependency_policy: _jobs_pb2.DependencyPolicy.ValueType = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["_visible", b"_visible", "deadline", b"deadline", "parameters", b"parameters", "visible", b"visible"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_visible", b"_visible", "command_type", b"command_type", "correlation_id", b"correlation_id", "deadline", b"deadline", "depends_on", b"depends_on", "external_job_id", b"external_job_id", "parameters", b"parameters", "priority", b"priority", "request_id", b"request_id", "validate_only", b"validate_only", "visible", b"visible"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_visible", b"_visible", "command_type", b"command_type", "correlation_id", b"correlation_id", "deadline", b"deadline", "dependency_policy", b"dependency_policy", "depends_on", b"depends_on", "external_job_id", b"external_job_id", "parameters", b"parameters", "priority", b"priority", "request_id", b"request_id", "validate_only", b"validate_only", "visible", b"visible"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__visible: _TypeAlias = _typing.Literal["visible"]  # noqa: Y015
     _WhichOneofArgType__visible: _TypeAlias = _typing.Literal["_visible", b"_visible"]  # noqa: Y015
@@ -132,7 +142,7 @@ class RunMultipleCommandsRequest(_message.Message):
     COMMANDS_FIELD_NUMBER: _builtins.int
     POLICY_FIELD_NUMBER: _builtins.int
     policy: Global___MultiplePolicy.ValueType
-    """How they belong together. This release answers UNIMPLEMENTED to all but INDEPENDENT."""
+    """How they belong together."""
     @_builtins.property
     def commands(self) -> _containers.RepeatedCompositeFieldContainer[Global___RunCommandRequest]:
         """At most 1000."""
@@ -274,9 +284,9 @@ class RestartJobRequest(_message.Message):
     reason: _builtins.str
     """For the audit log."""
     validate_only: _builtins.bool
-    """True: only say what would be reused, run again, compensated."""
+    """True: only say what would be reused and run again."""
     request_id: _builtins.str
-    """Idempotency key."""
+    """Idempotency key, as for RunCommand."""
     def __init__(
         self,
         *,

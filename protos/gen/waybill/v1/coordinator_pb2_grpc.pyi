@@ -32,7 +32,13 @@ class CoordinatorStub:
     is not an error of the call: it is a stored job that FAILED in VALIDATION.
     """
     RunMultipleCommands: _aio.UnaryUnaryMultiCallable[_coordinator_pb2.RunMultipleCommandsRequest, _coordinator_pb2.RunMultipleCommandsResponse]
-    """Runs several commands; one result each, in order. May be repeated if every command has a request_id."""
+    """Runs several commands; one result each, in order. May be repeated if every command has a request_id.
+
+    INDEPENDENT: a command that RunCommand would refuse has that error as its result. The other policies make a job of
+    every command, stored together, or of none: one that is malformed refuses the call, its field named
+    `commands[2].parameters.vm_id`. They take neither validate_only nor, ALL_OR_NOTHING, depends_on. Repeated with
+    other commands under some of the same request ids: ALREADY_EXISTS REQUEST_ID_REUSED.
+    """
     CancelJob: _aio.UnaryUnaryMultiCallable[_coordinator_pb2.CancelJobRequest, _jobs_pb2.Job]
     """Asks a job to stop, by its type's kind; answers with the job as it is after the wish was taken.
 
@@ -40,13 +46,35 @@ class CoordinatorStub:
     (NOT_CANCELABLE), or is past the point of no return (PAST_NO_RETURN).
     """
     ForceEndJob: _aio.UnaryUnaryMultiCallable[_coordinator_pb2.ForceEndJobRequest, _jobs_pb2.Job]
-    """Ends a stuck job by force. Later release: UNIMPLEMENTED."""
+    """Ends a job by force, whatever state it is in: FAILED with FORCE_ENDED. Its tasks are marked to be stopped and
+    cleared, entities become what they were (ILLEGAL where work on them is not known to be rolled back), locks are
+    free, and an event tells who did it. Its end methods do not run. Answers with the job, ended; or, if another
+    coordinator owns it, as it was when the wish was stored.
+
+    May be repeated. NOT_FOUND: no such job. FAILED_PRECONDITION JOB_ENDED.
+    """
     RestartJob: _aio.UnaryUnaryMultiCallable[_coordinator_pb2.RestartJobRequest, _jobs_pb2.Job]
-    """Runs a failed job again from its failed step, as a new job. Later release: UNIMPLEMENTED."""
+    """Runs a job that did not end well again from where it failed, as a new job: the same command with the same
+    parameters, validated and planned anew. Where the new plan is the former one, tasks and children that had ended well
+    are taken as done, unless a further attempt may have undone them; all else is done again. What the former job had
+    changed of entities it undid when it ended, so it is changed again.
+
+    With validate_only nothing is stored: steps that would be reused are FINISHED, those that would run again PENDING.
+    May be repeated with the same request_id. NOT_FOUND: no such job; COMMAND_TYPE_UNKNOWN: its type is gone.
+    FAILED_PRECONDITION: it has not ended (JOB_NOT_ENDED), has ended well or is another system's (NOT_RESTARTABLE).
+    """
     SetPriority: _aio.UnaryUnaryMultiCallable[_coordinator_pb2.SetPriorityRequest, _jobs_pb2.Job]
-    """Changes the priority of a job that waits. Later release: UNIMPLEMENTED."""
+    """Changes the priority of a job that waits (PENDING), and with it that of the tasks which it will begin.
+
+    May be repeated. NOT_FOUND: no such job. FAILED_PRECONDITION: it has begun (JOB_STARTED) or ended (JOB_ENDED).
+    """
     StopTasks: _aio.UnaryUnaryMultiCallable[_coordinator_pb2.StopTasksRequest, _jobs_pb2.Job]
-    """Stops chosen tasks of a job. Later release: UNIMPLEMENTED."""
+    """Stops tasks of a job on their hosts; what that means for the job is up to its plan. Answers when the wish is
+    durable. A task that is over already is no error.
+
+    May be repeated. NOT_FOUND: no such job, or TASK_UNKNOWN: no such task of it. FAILED_PRECONDITION: it has ended
+    (JOB_ENDED), or what was named is a call or a wait (TASK_STATE).
+    """
     ListCommandTypes: _aio.UnaryUnaryMultiCallable[_coordinator_pb2.ListCommandTypesRequest, _coordinator_pb2.ListCommandTypesResponse]
     """Lists the command types that can be run, by name. May be repeated."""
     AddExternalJob: _aio.UnaryUnaryMultiCallable[_coordinator_pb2.AddExternalJobRequest, _jobs_pb2.Job]
@@ -122,7 +150,13 @@ class CoordinatorServicer(metaclass=_abc_1.ABCMeta):
         request: _coordinator_pb2.RunMultipleCommandsRequest,
         context: _aio.ServicerContext[_coordinator_pb2.RunMultipleCommandsRequest, _abc.Awaitable[_coordinator_pb2.RunMultipleCommandsResponse]],
     ) -> _abc.Awaitable[_coordinator_pb2.RunMultipleCommandsResponse]:
-        """Runs several commands; one result each, in order. May be repeated if every command has a request_id."""
+        """Runs several commands; one result each, in order. May be repeated if every command has a request_id.
+
+        INDEPENDENT: a command that RunCommand would refuse has that error as its result. The other policies make a job of
+        every command, stored together, or of none: one that is malformed refuses the call, its field named
+        `commands[2].parameters.vm_id`. They take neither validate_only nor, ALL_OR_NOTHING, depends_on. Repeated with
+        other commands under some of the same request ids: ALREADY_EXISTS REQUEST_ID_REUSED.
+        """
 
     @_abc_1.abstractmethod
     def CancelJob(
@@ -142,7 +176,13 @@ class CoordinatorServicer(metaclass=_abc_1.ABCMeta):
         request: _coordinator_pb2.ForceEndJobRequest,
         context: _aio.ServicerContext[_coordinator_pb2.ForceEndJobRequest, _abc.Awaitable[_jobs_pb2.Job]],
     ) -> _abc.Awaitable[_jobs_pb2.Job]:
-        """Ends a stuck job by force. Later release: UNIMPLEMENTED."""
+        """Ends a job by force, whatever state it is in: FAILED with FORCE_ENDED. Its tasks are marked to be stopped and
+        cleared, entities become what they were (ILLEGAL where work on them is not known to be rolled back), locks are
+        free, and an event tells who did it. Its end methods do not run. Answers with the job, ended; or, if another
+        coordinator owns it, as it was when the wish was stored.
+
+        May be repeated. NOT_FOUND: no such job. FAILED_PRECONDITION JOB_ENDED.
+        """
 
     @_abc_1.abstractmethod
     def RestartJob(
@@ -150,7 +190,15 @@ class CoordinatorServicer(metaclass=_abc_1.ABCMeta):
         request: _coordinator_pb2.RestartJobRequest,
         context: _aio.ServicerContext[_coordinator_pb2.RestartJobRequest, _abc.Awaitable[_jobs_pb2.Job]],
     ) -> _abc.Awaitable[_jobs_pb2.Job]:
-        """Runs a failed job again from its failed step, as a new job. Later release: UNIMPLEMENTED."""
+        """Runs a job that did not end well again from where it failed, as a new job: the same command with the same
+        parameters, validated and planned anew. Where the new plan is the former one, tasks and children that had ended well
+        are taken as done, unless a further attempt may have undone them; all else is done again. What the former job had
+        changed of entities it undid when it ended, so it is changed again.
+
+        With validate_only nothing is stored: steps that would be reused are FINISHED, those that would run again PENDING.
+        May be repeated with the same request_id. NOT_FOUND: no such job; COMMAND_TYPE_UNKNOWN: its type is gone.
+        FAILED_PRECONDITION: it has not ended (JOB_NOT_ENDED), has ended well or is another system's (NOT_RESTARTABLE).
+        """
 
     @_abc_1.abstractmethod
     def SetPriority(
@@ -158,7 +206,10 @@ class CoordinatorServicer(metaclass=_abc_1.ABCMeta):
         request: _coordinator_pb2.SetPriorityRequest,
         context: _aio.ServicerContext[_coordinator_pb2.SetPriorityRequest, _abc.Awaitable[_jobs_pb2.Job]],
     ) -> _abc.Awaitable[_jobs_pb2.Job]:
-        """Changes the priority of a job that waits. Later release: UNIMPLEMENTED."""
+        """Changes the priority of a job that waits (PENDING), and with it that of the tasks which it will begin.
+
+        May be repeated. NOT_FOUND: no such job. FAILED_PRECONDITION: it has begun (JOB_STARTED) or ended (JOB_ENDED).
+        """
 
     @_abc_1.abstractmethod
     def StopTasks(
@@ -166,7 +217,12 @@ class CoordinatorServicer(metaclass=_abc_1.ABCMeta):
         request: _coordinator_pb2.StopTasksRequest,
         context: _aio.ServicerContext[_coordinator_pb2.StopTasksRequest, _abc.Awaitable[_jobs_pb2.Job]],
     ) -> _abc.Awaitable[_jobs_pb2.Job]:
-        """Stops chosen tasks of a job. Later release: UNIMPLEMENTED."""
+        """Stops tasks of a job on their hosts; what that means for the job is up to its plan. Answers when the wish is
+        durable. A task that is over already is no error.
+
+        May be repeated. NOT_FOUND: no such job, or TASK_UNKNOWN: no such task of it. FAILED_PRECONDITION: it has ended
+        (JOB_ENDED), or what was named is a call or a wait (TASK_STATE).
+        """
 
     @_abc_1.abstractmethod
     def ListCommandTypes(

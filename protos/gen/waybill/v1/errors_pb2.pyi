@@ -72,6 +72,12 @@ class _ReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_Reason.ValueTy
     """FAILED_PRECONDITION: a host may still know tasks of the job; metadata `host_ids`. They are cleared once it answers."""
     REASON_JOB_DELETED: _Reason.ValueType  # 39
     """ALREADY_EXISTS: the request id was used, and its job was deleted after it had ended; metadata `job_id`."""
+    REASON_JOB_STARTED: _Reason.ValueType  # 33
+    """FAILED_PRECONDITION: the job has begun; what was asked for is possible only before."""
+    REASON_GROUP_REFUSED: _Reason.ValueType  # 34
+    """ABORTED: another commit of the same group was refused; metadata `job_id` names its job."""
+    REASON_NOT_RESTARTABLE: _Reason.ValueType  # 35
+    """FAILED_PRECONDITION: the job has ended well, or is not ours to run again."""
     REASON_STALE_EPOCH: _Reason.ValueType  # 40
     """FAILED_PRECONDITION: a newer owner of this flow is known; the sender must stop working on it."""
     REASON_LEASE_LOST: _Reason.ValueType  # 41
@@ -116,6 +122,8 @@ class _ReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_Reason.ValueTy
     """A stored command's type is not registered here any more; its row is kept."""
     REASON_SKIPPED: _Reason.ValueType  # 88
     """Planned, never begun, because of the part named in metadata `step_id`."""
+    REASON_FORCE_ENDED: _Reason.ValueType  # 89
+    """Ended by force; the message says by whom and why."""
     REASON_REVISION_COMPACTED: _Reason.ValueType  # 100
     """OUT_OF_RANGE: the resume revision is older than what is kept; metadata `oldest_revision`. Start over from 0."""
     REASON_STORE_EPOCH_CHANGED: _Reason.ValueType  # 101
@@ -205,6 +213,12 @@ REASON_TASKS_NOT_CLEARED: Reason.ValueType  # 38
 """FAILED_PRECONDITION: a host may still know tasks of the job; metadata `host_ids`. They are cleared once it answers."""
 REASON_JOB_DELETED: Reason.ValueType  # 39
 """ALREADY_EXISTS: the request id was used, and its job was deleted after it had ended; metadata `job_id`."""
+REASON_JOB_STARTED: Reason.ValueType  # 33
+"""FAILED_PRECONDITION: the job has begun; what was asked for is possible only before."""
+REASON_GROUP_REFUSED: Reason.ValueType  # 34
+"""ABORTED: another commit of the same group was refused; metadata `job_id` names its job."""
+REASON_NOT_RESTARTABLE: Reason.ValueType  # 35
+"""FAILED_PRECONDITION: the job has ended well, or is not ours to run again."""
 REASON_STALE_EPOCH: Reason.ValueType  # 40
 """FAILED_PRECONDITION: a newer owner of this flow is known; the sender must stop working on it."""
 REASON_LEASE_LOST: Reason.ValueType  # 41
@@ -249,6 +263,8 @@ REASON_COMMAND_TYPE_GONE: Reason.ValueType  # 87
 """A stored command's type is not registered here any more; its row is kept."""
 REASON_SKIPPED: Reason.ValueType  # 88
 """Planned, never begun, because of the part named in metadata `step_id`."""
+REASON_FORCE_ENDED: Reason.ValueType  # 89
+"""Ended by force; the message says by whom and why."""
 REASON_REVISION_COMPACTED: Reason.ValueType  # 100
 """OUT_OF_RANGE: the resume revision is older than what is kept; metadata `oldest_revision`. Start over from 0."""
 REASON_STORE_EPOCH_CHANGED: Reason.ValueType  # 101

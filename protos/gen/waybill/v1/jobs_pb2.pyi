@@ -369,6 +369,30 @@ JOB_VIEW_TREE: JobView.ValueType  # 2
 """With steps."""
 Global___JobView: _TypeAlias = JobView  # noqa: Y015
 
+class _DependencyPolicy:
+    ValueType = _typing.NewType("ValueType", _builtins.int)
+    V: _TypeAlias = ValueType  # noqa: Y015
+
+class _DependencyPolicyEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_DependencyPolicy.ValueType], _builtins.type):
+    DESCRIPTOR: _descriptor.EnumDescriptor
+    DEPENDENCY_POLICY_UNSPECIFIED: _DependencyPolicy.ValueType  # 0
+    """As SKIP."""
+    DEPENDENCY_POLICY_SKIP: _DependencyPolicy.ValueType  # 1
+    """It never begins: SKIPPED, naming the other one."""
+    DEPENDENCY_POLICY_RUN: _DependencyPolicy.ValueType  # 2
+    """It begins all the same, once the other one has ended."""
+
+class DependencyPolicy(_DependencyPolicy, metaclass=_DependencyPolicyEnumTypeWrapper):
+    """What becomes of a job that depends on another one which did not end FINISHED."""
+
+DEPENDENCY_POLICY_UNSPECIFIED: DependencyPolicy.ValueType  # 0
+"""As SKIP."""
+DEPENDENCY_POLICY_SKIP: DependencyPolicy.ValueType  # 1
+"""It never begins: SKIPPED, naming the other one."""
+DEPENDENCY_POLICY_RUN: DependencyPolicy.ValueType  # 2
+"""It begins all the same, once the other one has ended."""
+Global___DependencyPolicy: _TypeAlias = DependencyPolicy  # noqa: Y015
+
 @_typing.final
 class Subject(_message.Message):
     """A thing that a job or step is about; the name is kept as it was when the job was made."""
@@ -973,6 +997,8 @@ class Lock(_message.Message):
     COMMAND_ID_FIELD_NUMBER: _builtins.int
     REASON_FIELD_NUMBER: _builtins.int
     CREATE_TIME_FIELD_NUMBER: _builtins.int
+    WAITING_FIELD_NUMBER: _builtins.int
+    WAITS_UNTIL_FIELD_NUMBER: _builtins.int
     entity_type: Global___EntityType.ValueType
     """What is locked."""
     entity_id: _builtins.str
@@ -987,9 +1013,15 @@ class Lock(_message.Message):
     """The command that asked for it."""
     reason: _builtins.str
     """Why, for whoever is refused: the holder's description."""
+    waiting: _builtins.bool
+    """True: the flow holds nothing yet, it queues."""
     @_builtins.property
     def create_time(self) -> _timestamp_pb2.Timestamp:
-        """When it was taken."""
+        """When it was taken, or queued for."""
+
+    @_builtins.property
+    def waits_until(self) -> _timestamp_pb2.Timestamp:
+        """Until when it queues; absent unless it does."""
 
     def __init__(
         self,
@@ -1002,10 +1034,12 @@ class Lock(_message.Message):
         command_id: _builtins.str = ...,
         reason: _builtins.str = ...,
         create_time: _timestamp_pb2.Timestamp | None = ...,
+        waiting: _builtins.bool = ...,
+        waits_until: _timestamp_pb2.Timestamp | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["create_time", b"create_time"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["create_time", b"create_time", "waits_until", b"waits_until"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["command_id", b"command_id", "create_time", b"create_time", "entity_id", b"entity_id", "entity_type", b"entity_type", "exclusive", b"exclusive", "flow_command_id", b"flow_command_id", "job_id", b"job_id", "reason", b"reason"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["command_id", b"command_id", "create_time", b"create_time", "entity_id", b"entity_id", "entity_type", b"entity_type", "exclusive", b"exclusive", "flow_command_id", b"flow_command_id", "job_id", b"job_id", "reason", b"reason", "waiting", b"waiting", "waits_until", b"waits_until"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -1085,7 +1085,7 @@ class Violation(_message.Message):
     rule: _builtins.str
     """Which rule: ENDED_JOB_WITH_LIVE_COMMAND, OPEN_JOB_WITHOUT_FLOW, ENDED_JOB_WITH_LOCK, LOCK_WITHOUT_FLOW,
     SNAPSHOT_WITHOUT_FLOW, RUNNING_TASK_WITHOUT_FLOW, OPEN_STEP_IN_ENDED_JOB, END_TIME_MISSING, END_BEFORE_START,
-    REVISION_OUT_OF_ORDER, FINISHED_WITH_UNFINISHED_WORK ...
+    REVISION_OUT_OF_ORDER, FINISHED_WITH_UNFINISHED_WORK, WAITING_JOB_WITH_LOCK, WAIT_WITHOUT_WAITING_FLOW ...
     """
     job_id: _builtins.str
     """Of which job; empty if none."""
@@ -1285,6 +1285,7 @@ class JobChange(_message.Message):
     CANCELABLE_FIELD_NUMBER: _builtins.int
     ERROR_FIELD_NUMBER: _builtins.int
     CANCEL_REQUESTED_BY_FIELD_NUMBER: _builtins.int
+    PRIORITY_FIELD_NUMBER: _builtins.int
     status: _jobs_pb2.ExecutionStatus.ValueType
     """New status; UNSPECIFIED: stays. Start and end time follow it."""
     progress: _builtins.int
@@ -1293,6 +1294,8 @@ class JobChange(_message.Message):
     """New kind; UNSPECIFIED: stays."""
     cancel_requested_by: _builtins.str
     """New wish to cancel; empty: stays."""
+    priority: _builtins.int
+    """New priority."""
     @_builtins.property
     def error(self) -> _status_pb2.Status:
         """New error; absent: stays."""
@@ -1305,13 +1308,19 @@ class JobChange(_message.Message):
         cancelable: _jobs_pb2.CancelKind.ValueType = ...,
         error: _status_pb2.Status | None = ...,
         cancel_requested_by: _builtins.str = ...,
+        priority: _builtins.int | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["_progress", b"_progress", "error", b"error", "progress", b"progress"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_priority", b"_priority", "_progress", b"_progress", "error", b"error", "priority", b"priority", "progress", b"progress"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_progress", b"_progress", "cancel_requested_by", b"cancel_requested_by", "cancelable", b"cancelable", "error", b"error", "progress", b"progress", "status", b"status"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_priority", b"_priority", "_progress", b"_progress", "cancel_requested_by", b"cancel_requested_by", "cancelable", b"cancelable", "error", b"error", "priority", b"priority", "progress", b"progress", "status", b"status"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__priority: _TypeAlias = _typing.Literal["priority"]  # noqa: Y015
+    _WhichOneofArgType__priority: _TypeAlias = _typing.Literal["_priority", b"_priority"]  # noqa: Y015
     _WhichOneofReturnType__progress: _TypeAlias = _typing.Literal["progress"]  # noqa: Y015
     _WhichOneofArgType__progress: _TypeAlias = _typing.Literal["_progress", b"_progress"]  # noqa: Y015
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__priority) -> _WhichOneofReturnType__priority | None: ...
+    @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__progress) -> _WhichOneofReturnType__progress | None: ...
 
 Global___JobChange: _TypeAlias = JobChange  # noqa: Y015
@@ -1800,12 +1809,15 @@ class LockRow(_message.Message):
     EXCLUSIVE_FIELD_NUMBER: _builtins.int
     COMMAND_ID_FIELD_NUMBER: _builtins.int
     REASON_FIELD_NUMBER: _builtins.int
+    PASSING_FIELD_NUMBER: _builtins.int
     exclusive: _builtins.bool
     """True: one holder."""
     command_id: _builtins.str
     """The command that wants it."""
     reason: _builtins.str
     """For whoever is refused."""
+    passing: _builtins.bool
+    """True: it must be free when the commit is applied, and is not held beyond (scope EXECUTION)."""
     @_builtins.property
     def entity(self) -> Global___EntityRef:
         """What."""
@@ -1817,14 +1829,45 @@ class LockRow(_message.Message):
         exclusive: _builtins.bool = ...,
         command_id: _builtins.str = ...,
         reason: _builtins.str = ...,
+        passing: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["entity", b"entity"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["command_id", b"command_id", "entity", b"entity", "exclusive", b"exclusive", "reason", b"reason"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["command_id", b"command_id", "entity", b"entity", "exclusive", b"exclusive", "passing", b"passing", "reason", b"reason"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___LockRow: _TypeAlias = LockRow  # noqa: Y015
+
+@_typing.final
+class Dependency(_message.Message):
+    """A job that another one waits for."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    JOB_ID_FIELD_NUMBER: _builtins.int
+    POLICY_FIELD_NUMBER: _builtins.int
+    STATUS_FIELD_NUMBER: _builtins.int
+    job_id: _builtins.str
+    """The job that is waited for."""
+    policy: _jobs_pb2.DependencyPolicy.ValueType
+    """What becomes of who waits, if it does not end FINISHED."""
+    status: _jobs_pb2.ExecutionStatus.ValueType
+    """How it is. UNSPECIFIED: there is no such job any more. Set by the store."""
+    def __init__(
+        self,
+        *,
+        job_id: _builtins.str = ...,
+        policy: _jobs_pb2.DependencyPolicy.ValueType = ...,
+        status: _jobs_pb2.ExecutionStatus.ValueType = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["job_id", b"job_id", "policy", b"policy", "status", b"status"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Dependency: _TypeAlias = Dependency  # noqa: Y015
 
 @_typing.final
 class EventRow(_message.Message):
@@ -1929,6 +1972,10 @@ class FlowCommit(_message.Message):
     REPORT_ENTITIES_FIELD_NUMBER: _builtins.int
     HANDLED_REQUESTS_FIELD_NUMBER: _builtins.int
     EXTERNAL_JOB_ID_FIELD_NUMBER: _builtins.int
+    DEPENDENCIES_FIELD_NUMBER: _builtins.int
+    LOCK_WAITS_FIELD_NUMBER: _builtins.int
+    WAITS_UNTIL_FIELD_NUMBER: _builtins.int
+    ENDS_WAIT_FIELD_NUMBER: _builtins.int
     flow_command_id: _builtins.str
     """The flow."""
     epoch: _builtins.int
@@ -1941,6 +1988,8 @@ class FlowCommit(_message.Message):
     """True: the flow has ended; its locks and snapshots go."""
     external_job_id: _builtins.str
     """The external job of which the flow's job is a step; in every commit of such a flow."""
+    ends_wait: _builtins.bool
+    """True: the flow waits no longer; its dependencies and its places in queues go."""
     @_builtins.property
     def read_versions(self) -> _containers.RepeatedCompositeFieldContainer[Global___EntityVersion]:
         """Guards: refused with CONFLICT unless each has this version."""
@@ -2001,6 +2050,22 @@ class FlowCommit(_message.Message):
     def handled_requests(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
         """Intents of RequestFlow that this commit has dealt with."""
 
+    @_builtins.property
+    def dependencies(self) -> _containers.RepeatedCompositeFieldContainer[Global___Dependency]:
+        """In the first commit: jobs that must end before the flow begins. Guards: refused with JOB_NOT_FOUND unless each
+        exists. Its answer says how they are.
+        """
+
+    @_builtins.property
+    def lock_waits(self) -> _containers.RepeatedCompositeFieldContainer[Global___LockRow]:
+        """Locks to queue for, first come first served, beside those that it queues for already: such a place is kept. The
+        flow holds nothing yet.
+        """
+
+    @_builtins.property
+    def waits_until(self) -> _timestamp_pb2.Timestamp:
+        """Until when it queues. Must be there with lock_waits."""
+
     def __init__(
         self,
         *,
@@ -2025,10 +2090,14 @@ class FlowCommit(_message.Message):
         report_entities: _abc.Iterable[Global___EntityRef] | None = ...,
         handled_requests: _abc.Iterable[_builtins.str] | None = ...,
         external_job_id: _builtins.str = ...,
+        dependencies: _abc.Iterable[Global___Dependency] | None = ...,
+        lock_waits: _abc.Iterable[Global___LockRow] | None = ...,
+        waits_until: _timestamp_pb2.Timestamp | None = ...,
+        ends_wait: _builtins.bool = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["job", b"job", "new_job", b"new_job"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["job", b"job", "new_job", b"new_job", "waits_until", b"waits_until"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["commands", b"commands", "ends_flow", b"ends_flow", "entities", b"entities", "epoch", b"epoch", "events", b"events", "external_job_id", b"external_job_id", "flow_command_id", b"flow_command_id", "handled_requests", b"handled_requests", "job", b"job", "job_id", b"job_id", "locks", b"locks", "new_commands", b"new_commands", "new_job", b"new_job", "new_steps", b"new_steps", "new_tasks", b"new_tasks", "read_versions", b"read_versions", "report_entities", b"report_entities", "sequence", b"sequence", "snapshots", b"snapshots", "steps", b"steps", "tasks", b"tasks"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["commands", b"commands", "dependencies", b"dependencies", "ends_flow", b"ends_flow", "ends_wait", b"ends_wait", "entities", b"entities", "epoch", b"epoch", "events", b"events", "external_job_id", b"external_job_id", "flow_command_id", b"flow_command_id", "handled_requests", b"handled_requests", "job", b"job", "job_id", b"job_id", "lock_waits", b"lock_waits", "locks", b"locks", "new_commands", b"new_commands", "new_job", b"new_job", "new_steps", b"new_steps", "new_tasks", b"new_tasks", "read_versions", b"read_versions", "report_entities", b"report_entities", "sequence", b"sequence", "snapshots", b"snapshots", "steps", b"steps", "tasks", b"tasks", "waits_until", b"waits_until"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -2045,8 +2114,13 @@ class CommitRequest(_message.Message):
     OBSERVATIONS_FIELD_NUMBER: _builtins.int
     CLEARED_TASK_IDS_FIELD_NUMBER: _builtins.int
     EVENTS_FIELD_NUMBER: _builtins.int
+    ALL_OR_NOTHING_FIELD_NUMBER: _builtins.int
     coordinator_id: _builtins.str
     """Who."""
+    all_or_nothing: _builtins.bool
+    """True: all commits are applied or none. If one is refused, so are the others: with GROUP_REFUSED, unless they would
+    have been refused anyway. Only commits, at most 1000.
+    """
     @_builtins.property
     def commits(self) -> _containers.RepeatedCompositeFieldContainer[Global___FlowCommit]:
         """At most one a flow."""
@@ -2073,10 +2147,11 @@ class CommitRequest(_message.Message):
         observations: _abc.Iterable[Global___ObservedRow] | None = ...,
         cleared_task_ids: _abc.Iterable[_builtins.str] | None = ...,
         events: _abc.Iterable[Global___EventRow] | None = ...,
+        all_or_nothing: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["cleared_task_ids", b"cleared_task_ids", "commits", b"commits", "coordinator_id", b"coordinator_id", "events", b"events", "observations", b"observations"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["all_or_nothing", b"all_or_nothing", "cleared_task_ids", b"cleared_task_ids", "commits", b"commits", "coordinator_id", b"coordinator_id", "events", b"events", "observations", b"observations"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -2147,6 +2222,7 @@ class FlowCommitResult(_message.Message):
     TIME_FIELD_NUMBER: _builtins.int
     EXISTING_JOB_FIELD_NUMBER: _builtins.int
     ENTITIES_FIELD_NUMBER: _builtins.int
+    DEPENDENCIES_FIELD_NUMBER: _builtins.int
     revision: _builtins.int
     """Revision of the commit."""
     @_builtins.property
@@ -2165,6 +2241,10 @@ class FlowCommitResult(_message.Message):
     def entities(self) -> _containers.RepeatedCompositeFieldContainer[_jobs_pb2.Entity]:
         """What report_entities asked for."""
 
+    @_builtins.property
+    def dependencies(self) -> _containers.RepeatedCompositeFieldContainer[Global___Dependency]:
+        """What the flow depends on, as it is now; only with dependencies."""
+
     def __init__(
         self,
         *,
@@ -2173,10 +2253,11 @@ class FlowCommitResult(_message.Message):
         time: _timestamp_pb2.Timestamp | None = ...,
         existing_job: _jobs_pb2.Job | None = ...,
         entities: _abc.Iterable[_jobs_pb2.Entity] | None = ...,
+        dependencies: _abc.Iterable[Global___Dependency] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["error", b"error", "existing_job", b"existing_job", "time", b"time"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["entities", b"entities", "error", b"error", "existing_job", b"existing_job", "revision", b"revision", "time", b"time"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["dependencies", b"dependencies", "entities", b"entities", "error", b"error", "existing_job", b"existing_job", "revision", b"revision", "time", b"time"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -2218,6 +2299,7 @@ class JournalWatchResponse(_message.Message):
     FLOW_REQUESTS_FIELD_NUMBER: _builtins.int
     REVISION_FIELD_NUMBER: _builtins.int
     SNAPSHOT_DONE_FIELD_NUMBER: _builtins.int
+    WAKES_FIELD_NUMBER: _builtins.int
     revision: _builtins.int
     """Complete up to here."""
     snapshot_done: _builtins.bool
@@ -2230,6 +2312,10 @@ class JournalWatchResponse(_message.Message):
     def flow_requests(self) -> _containers.RepeatedCompositeFieldContainer[Global___FlowRequest]:
         """Intents for flows."""
 
+    @_builtins.property
+    def wakes(self) -> _containers.RepeatedCompositeFieldContainer[Global___FlowWake]:
+        """Waiting flows for which something may have changed; the same may come again."""
+
     def __init__(
         self,
         *,
@@ -2237,14 +2323,47 @@ class JournalWatchResponse(_message.Message):
         flow_requests: _abc.Iterable[Global___FlowRequest] | None = ...,
         revision: _builtins.int = ...,
         snapshot_done: _builtins.bool = ...,
+        wakes: _abc.Iterable[Global___FlowWake] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["entities", b"entities", "flow_requests", b"flow_requests", "revision", b"revision", "snapshot_done", b"snapshot_done"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["entities", b"entities", "flow_requests", b"flow_requests", "revision", b"revision", "snapshot_done", b"snapshot_done", "wakes", b"wakes"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___JournalWatchResponse: _TypeAlias = JournalWatchResponse  # noqa: Y015
+
+@_typing.final
+class FlowWake(_message.Message):
+    """What a waiting flow waits for has changed."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    FLOW_COMMAND_ID_FIELD_NUMBER: _builtins.int
+    DEPENDENCIES_FIELD_NUMBER: _builtins.int
+    LOCKS_FREE_FIELD_NUMBER: _builtins.int
+    flow_command_id: _builtins.str
+    """The flow."""
+    locks_free: _builtins.bool
+    """True: nobody holds, and nobody before it queues for, the locks that it queues for."""
+    @_builtins.property
+    def dependencies(self) -> _containers.RepeatedCompositeFieldContainer[Global___Dependency]:
+        """All that it depends on, as it is now; empty if it is not about that."""
+
+    def __init__(
+        self,
+        *,
+        flow_command_id: _builtins.str = ...,
+        dependencies: _abc.Iterable[Global___Dependency] | None = ...,
+        locks_free: _builtins.bool = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["dependencies", b"dependencies", "flow_command_id", b"flow_command_id", "locks_free", b"locks_free"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___FlowWake: _TypeAlias = FlowWake  # noqa: Y015
 
 @_typing.final
 class FlowRequest(_message.Message):
@@ -2257,16 +2376,19 @@ class FlowRequest(_message.Message):
     KIND_FIELD_NUMBER: _builtins.int
     USER_FIELD_NUMBER: _builtins.int
     REASON_FIELD_NUMBER: _builtins.int
+    ARGUMENTS_JSON_FIELD_NUMBER: _builtins.int
     request_id: _builtins.str
     """A UUID."""
     flow_command_id: _builtins.str
     """The flow."""
     kind: _builtins.str
-    """CANCEL; later FORCE_END, STOP_TASKS, SET_PRIORITY."""
+    """CANCEL, FORCE_END, STOP_TASKS, SET_PRIORITY."""
     user: _builtins.str
     """Who asks."""
     reason: _builtins.str
     """Why."""
+    arguments_json: _builtins.str
+    """JSON object, by kind: STOP_TASKS {"task_ids"}, SET_PRIORITY {"priority"}; empty: {}."""
     def __init__(
         self,
         *,
@@ -2275,10 +2397,11 @@ class FlowRequest(_message.Message):
         kind: _builtins.str = ...,
         user: _builtins.str = ...,
         reason: _builtins.str = ...,
+        arguments_json: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["flow_command_id", b"flow_command_id", "kind", b"kind", "reason", b"reason", "request_id", b"request_id", "user", b"user"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["arguments_json", b"arguments_json", "flow_command_id", b"flow_command_id", "kind", b"kind", "reason", b"reason", "request_id", b"request_id", "user", b"user"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -2534,18 +2657,24 @@ class LoadFlowsRequest(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 
     FLOW_COMMAND_IDS_FIELD_NUMBER: _builtins.int
+    JOB_IDS_FIELD_NUMBER: _builtins.int
     @_builtins.property
     def flow_command_ids(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
         """At most 100."""
+
+    @_builtins.property
+    def job_ids(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """Flows of these jobs, too; at most 100."""
 
     def __init__(
         self,
         *,
         flow_command_ids: _abc.Iterable[_builtins.str] | None = ...,
+        job_ids: _abc.Iterable[_builtins.str] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["flow_command_ids", b"flow_command_ids"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["flow_command_ids", b"flow_command_ids", "job_ids", b"job_ids"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -2593,6 +2722,9 @@ class FlowRows(_message.Message):
     WAITED_ENTITIES_FIELD_NUMBER: _builtins.int
     REQUESTS_FIELD_NUMBER: _builtins.int
     EXTERNAL_JOB_ID_FIELD_NUMBER: _builtins.int
+    DEPENDENCIES_FIELD_NUMBER: _builtins.int
+    WAITS_UNTIL_FIELD_NUMBER: _builtins.int
+    LOCKS_FREE_FIELD_NUMBER: _builtins.int
     flow_command_id: _builtins.str
     """The flow."""
     coordinator_id: _builtins.str
@@ -2603,6 +2735,8 @@ class FlowRows(_message.Message):
     """Of the last commit."""
     external_job_id: _builtins.str
     """The external job of which the flow's job is a step; empty: of none."""
+    locks_free: _builtins.bool
+    """Whether they are free for it."""
     @_builtins.property
     def job(self) -> Global___JobRow:
         """Its job."""
@@ -2631,6 +2765,14 @@ class FlowRows(_message.Message):
     def requests(self) -> _containers.RepeatedCompositeFieldContainer[Global___FlowRequest]:
         """Intents not dealt with."""
 
+    @_builtins.property
+    def dependencies(self) -> _containers.RepeatedCompositeFieldContainer[Global___Dependency]:
+        """While it waits for jobs: all of them, as they are."""
+
+    @_builtins.property
+    def waits_until(self) -> _timestamp_pb2.Timestamp:
+        """While it queues for locks: until when."""
+
     def __init__(
         self,
         *,
@@ -2646,10 +2788,13 @@ class FlowRows(_message.Message):
         waited_entities: _abc.Iterable[_jobs_pb2.Entity] | None = ...,
         requests: _abc.Iterable[Global___FlowRequest] | None = ...,
         external_job_id: _builtins.str = ...,
+        dependencies: _abc.Iterable[Global___Dependency] | None = ...,
+        waits_until: _timestamp_pb2.Timestamp | None = ...,
+        locks_free: _builtins.bool = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["job", b"job"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["job", b"job", "waits_until", b"waits_until"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["commands", b"commands", "coordinator_id", b"coordinator_id", "epoch", b"epoch", "external_job_id", b"external_job_id", "flow_command_id", b"flow_command_id", "job", b"job", "requests", b"requests", "sequence", b"sequence", "snapshots", b"snapshots", "steps", b"steps", "tasks", b"tasks", "waited_entities", b"waited_entities"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["commands", b"commands", "coordinator_id", b"coordinator_id", "dependencies", b"dependencies", "epoch", b"epoch", "external_job_id", b"external_job_id", "flow_command_id", b"flow_command_id", "job", b"job", "locks_free", b"locks_free", "requests", b"requests", "sequence", b"sequence", "snapshots", b"snapshots", "steps", b"steps", "tasks", b"tasks", "waited_entities", b"waited_entities", "waits_until", b"waits_until"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

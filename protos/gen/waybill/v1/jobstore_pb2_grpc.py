@@ -231,7 +231,7 @@ class JobStoreServicer(object):
         raise NotImplementedError('Method not implemented!')
 
     def ListLocks(self, request, context):
-        """All held locks.
+        """All held locks, and who queues for them.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

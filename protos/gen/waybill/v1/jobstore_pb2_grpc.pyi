@@ -63,7 +63,7 @@ class JobStoreStub:
     ListHostTasks: _aio.UnaryUnaryMultiCallable[_jobstore_pb2.ListHostTasksRequest, _jobstore_pb2.ListHostTasksResponse]
     """Begun tasks, calls and waits, newest first."""
     ListLocks: _aio.UnaryUnaryMultiCallable[_jobstore_pb2.ListLocksRequest, _jobstore_pb2.ListLocksResponse]
-    """All held locks."""
+    """All held locks, and who queues for them."""
     ListEvents: _aio.UnaryUnaryMultiCallable[_jobstore_pb2.ListEventsRequest, _jobstore_pb2.ListEventsResponse]
     """The audit log, oldest first; step events are derived from the steps."""
     GetEntity: _aio.UnaryUnaryMultiCallable[_jobstore_pb2.GetEntityRequest, _jobs_pb2.Entity]
@@ -190,7 +190,7 @@ class JobStoreServicer(metaclass=_abc_1.ABCMeta):
         request: _jobstore_pb2.ListLocksRequest,
         context: _aio.ServicerContext[_jobstore_pb2.ListLocksRequest, _abc.Awaitable[_jobstore_pb2.ListLocksResponse]],
     ) -> _abc.Awaitable[_jobstore_pb2.ListLocksResponse]:
-        """All held locks."""
+        """All held locks, and who queues for them."""
 
     @_abc_1.abstractmethod
     def ListEvents(

@@ -1,2 +1,0 @@
--- Held for another change of this release.
-SELECT 1;
