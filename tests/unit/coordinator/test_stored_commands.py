@@ -105,6 +105,9 @@ class Stage:
     def on_requests(self, heard: Any) -> None:
         """There are none."""
 
+    def on_wakes(self, heard: Any) -> None:
+        """Nobody waits."""
+
     def incarnation_of(self, host_id: str) -> str:
         return ""
 
