@@ -47,7 +47,7 @@ check-protos: .venv/.ready
 	$(BIN)/buf breaking $(IMAGE) --against protos/baseline.binpb --config protos/buf.yaml --path waybill/v1
 
 check-project: .venv/.ready
-	$(BIN)/python -m pytest -q tests/unit/test_project.py
+	$(BIN)/python -m pytest -q tests/project/test_project.py
 
 format: .venv/.ready ## Format the code and mend what ruff can mend
 	$(BIN)/ruff format
