@@ -1,8 +1,8 @@
 """Deletes ended jobs, each whole: with its steps, commands, tasks and events, in one transaction with its tombstone.
 
 What is never deleted, whoever asks: a job without an end, one whose flow has a live command or a lock, one with a task
-that a host may still know (cleared is a task only when its host has said so; a host that is away keeps its jobs). The
-DELETE itself says so, under the writers' mutex, whatever was looked at before.
+that a host may still know (cleared is a task only when its host has said so; a host that is away keeps its jobs). One
+that another job still depends on goes by hand alone: the sweeper leaves it. The DELETE itself says so, under the writers' mutex, whatever was looked at before.
 
     journal's turn ─▶ DELETE … RETURNING ─▶ tombstones, of the turn's revision ─▶ watchers: removed_job_id
                         └ the rest goes with the job (foreign keys), its events in the same statement
@@ -52,6 +52,8 @@ _DELETE: Final = f"""
               SELECT entity_lock.flow_command_id FROM entity_lock
               WHERE entity_lock.flow_command_id = ANY (ARRAY(
                   SELECT root.flow_command_id FROM job AS root WHERE root.job_id = ANY ($3)))))
+          AND ($5 OR job.job_id <> ALL (ARRAY(
+              SELECT job_dependency.depends_on FROM job_dependency WHERE job_dependency.depends_on = ANY ($3))))
     ),
     events AS (DELETE FROM event WHERE event.job_id = ANY (ARRAY(SELECT job_id FROM ended)) AND event.job_id <> ''),
     deleted AS (

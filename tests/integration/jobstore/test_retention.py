@@ -237,6 +237,20 @@ async def test_what_is_not_cleared_by_itself_is_cleared_by_hand(
     assert await left(connection) == set()
 
 
+async def test_what_another_job_still_depends_on_is_deleted_by_hand_alone(
+    past: Past, sweeper: Sweeper, deletion: Deletion, connection: Connection, scribe: Scribe
+) -> None:
+    awaited, waiting = await past.job(900 * DAY), await past.job(60)
+    await connection.execute(
+        "INSERT INTO job_dependency (flow_command_id, depends_on) SELECT flow_command_id, $2 FROM job WHERE job_id = $1",
+        *(waiting, awaited),
+    )
+    await sweeper.sweep()
+    assert await left(connection) == {awaited, waiting}
+    await deletion.delete_job(awaited, ANNA)
+    assert await left(connection) == {waiting}
+
+
 # --- the sweep -----------------------------------------------------------------------------------------------------
 
 
