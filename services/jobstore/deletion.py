@@ -2,7 +2,8 @@
 
 What is never deleted, whoever asks: a job without an end, one whose flow has a live command or a lock, one with a task
 that a host may still know (cleared is a task only when its host has said so; a host that is away keeps its jobs). One
-that another job still depends on goes by hand alone: the sweeper leaves it. The DELETE itself says so, under the writers' mutex, whatever was looked at before.
+that another job still depends on goes by hand alone: the sweeper leaves it. The DELETE itself says so, under the
+writers' mutex, whatever was looked at before.
 
     journal's turn ─▶ DELETE … RETURNING ─▶ tombstones, of the turn's revision ─▶ watchers: removed_job_id
                         └ the rest goes with the job (foreign keys), its events in the same statement

@@ -242,8 +242,7 @@ async def test_what_another_job_still_depends_on_is_deleted_by_hand_alone(
 ) -> None:
     awaited, waiting = await past.job(900 * DAY), await past.job(60)
     await connection.execute(
-        "INSERT INTO job_dependency (flow_command_id, depends_on) SELECT flow_command_id, $2 FROM job WHERE job_id = $1",
-        *(waiting, awaited),
+        "INSERT INTO job_dependency SELECT flow_command_id, $2 FROM job WHERE job_id = $1", waiting, awaited
     )
     await sweeper.sweep()
     assert await left(connection) == {awaited, waiting}
