@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 import uuid
 from collections.abc import AsyncIterator, Iterable
 from datetime import UTC, datetime, timedelta
@@ -188,24 +189,55 @@ def watch_job(context: typer.Context, job_id: JobIdArgument, output: FormatOptio
 @app.command("cancel")
 def cancel_job(
     context: typer.Context,
-    job_id: JobIdArgument,
+    job_id: Annotated[
+        str,
+        typer.Argument(metavar="[JOB_ID]", help="Whole, or its beginning or end.", autocompletion=completion.job_ids),
+    ] = "",
+    filter: Annotated[
+        str, typer.Option("--filter", help="Instead of one: all that match and have not ended (waybill jobs fields).")
+    ] = "",
     reason: Annotated[str, typer.Option(help="For the audit log.")] = "",
     wait: Annotated[bool, typer.Option("--wait", help="Return when the job has ended.")] = False,
+    yes: Annotated[bool, typer.Option("--yes", help="Do not ask whether so many are meant.")] = False,
     output: FormatOption = Format.TABLE,
 ) -> None:
-    """Asks a job to stop, by its command type's kind of cancelling."""
+    """Asks a job to stop, by its command type's kind of cancelling; or all that match a filter.
 
-    async def work() -> None:
+    With a filter the exit code is 4 if one of them refused.
+    """
+
+    async def work() -> Exit:
         session = session_of(context)
+        if bool(job_id) == bool(filter):
+            raise Complaint("which job?", "name one, or say --filter 'type = AddDisk AND owner = ann'")
         async with session.client() as client:
+            if filter:
+                return await _cancel_all(client, filter, reason, output, sure=yes)
             job = await client.cancel_job(await whole_job_id(client, job_id), reason)
             if wait:
                 job = await follow(client, job, unseen(), session)
             elif not is_ended(job):
                 tell(f"asked to stop; see how it ends with: {session.command_line('jobs', 'watch', job.job_id)}")
             show_one(job, output, JobPicture(job))
+            return Exit.OK
 
     perform(work())
+
+
+async def _cancel_all(client: WaybillClient, filter: str, reason: str, output: Format, *, sure: bool) -> Exit:
+    if not sure:
+        matching = [job async for job in client.list_jobs(f"status = (PENDING OR STARTED) AND ({filter})")]
+        if not sys.stdin.isatty():
+            raise Complaint(f"{len(matching)} jobs match", "say --yes to cancel them")
+        typer.confirm(f"cancel {len(matching)} jobs?", abort=True, err=True)
+    jobs, refused = [], 0
+    async for job, refusal in client.cancel_jobs(filter, reason):
+        jobs.append(job)
+        if refusal is not None:
+            refused += 1
+            tell(f"{job.job_id}: {refusal.message}")
+    show_rows(jobs, JOB_COLUMNS, output)
+    return Exit.REFUSED if refused else Exit.OK
 
 
 @app.command("delete")

@@ -151,6 +151,20 @@ class WaybillClient:
             self._coordinator.CancelJob, coordinator.CancelJobRequest(job_id=job_id, reason=reason)
         )
 
+    async def cancel_jobs(self, filter: str, reason: str = "") -> AsyncIterator[tuple[Job, WaybillError | None]]:
+        """Asks every job that matches and has not ended to stop: those that there are now, the newest first.
+
+        Yields each as it was when it was found, or is now that the wish was taken, with the refusal if there was one.
+        Raises InvalidArgument for a filter that is none, before anything is cancelled.
+        """
+        unended = "status = (PENDING OR STARTED)"
+        found = [job async for job in self.list_jobs(f"{unended} AND ({filter})" if filter else unended)]
+        for job in found:
+            try:
+                yield await self.cancel_job(job.job_id, reason), None
+            except WaybillError as refusal:
+                yield job, refusal
+
     async def set_priority(self, job_id: str, priority: int, reason: str = "") -> Job:
         """Changes the priority of a job that waits (PENDING); FailedPrecondition JOB_STARTED if it has begun."""
         request = coordinator.SetPriorityRequest(job_id=job_id, priority=priority, reason=reason)
