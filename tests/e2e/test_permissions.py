@@ -15,6 +15,7 @@ from tests.e2e.datacentre import ABORTED, FAILED, FINISHED, DataCentre, data_cen
 
 from waybill.v1.coordinator_pb2 import MULTIPLE_POLICY_ALL_OR_NOTHING
 from waybill.v1.jobs_pb2 import Entity, EntityType, Job, JobView
+from waybill_cli.stack import Stack
 from waybill_client import Complete, WaybillClient, WaybillError, where
 from waybill_client.client import command_request
 
@@ -71,6 +72,11 @@ class Users:
     def __init__(self, centre: DataCentre, clients: dict[str, WaybillClient]) -> None:
         self.centre = centre
         self.clients = clients
+
+    @property
+    def stack(self) -> Stack:
+        """What is looked at after each test."""
+        return self.centre.stack
 
     def __getattr__(self, name: str) -> WaybillClient:
         return self.clients[name]

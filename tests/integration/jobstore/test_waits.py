@@ -14,7 +14,8 @@ from chassis.errors import WaybillError
 from waybill.v1 import jobs_pb2, jobstore_pb2
 
 VM_1, VM_2 = vm("vm-1"), vm("vm-2")
-UNTIL = {"waits_until": {"seconds": 4_000_000_000}}
+UNTIL: dict[str, Any] = {"waits_until": {"seconds": 4_000_000_000}}
+BEGINS: dict[str, Any] = {"ends_wait": True, "job": {"status": jobs_pb2.EXECUTION_STATUS_STARTED}}
 
 
 @pytest.fixture
@@ -104,8 +105,8 @@ async def test_who_queues_for_a_lock_is_not_passed(store: RunningJobstore) -> No
     error = WaybillError.from_status(refused.error)
     assert (error.reason, error.metadata["job_id"]) == ("LOCKED", second.job_id)
     third.sequence -= 1
-    assert await reasons(store, second.next(locks=[lock(VM_1)], ends_wait=True)) == [""]
-    assert await reasons(store, third.next(locks=[lock(VM_1, exclusive=False)], ends_wait=True)) == ["LOCKED"]
+    assert await reasons(store, second.next(locks=[lock(VM_1)], **BEGINS)) == [""]
+    assert await reasons(store, third.next(locks=[lock(VM_1, exclusive=False)], **BEGINS)) == ["LOCKED"]
 
 
 @pytest.mark.rule("semantics §5: shared; all of a command's keys or none")
@@ -118,7 +119,7 @@ async def test_shared_locks_do_not_bar_each_other_in_a_queue(store: RunningJobst
     assert [(await loaded(store, flow)).locks_free for flow in (*readers, writer)] == [False] * 3
     await commit(store, holder.last())
     assert [(await loaded(store, flow)).locks_free for flow in (*readers, writer)] == [True, True, False]
-    assert await reasons(store, *(reader.next(locks=[shared], ends_wait=True) for reader in readers)) == ["", ""]
+    assert await reasons(store, *(reader.next(locks=[shared], **BEGINS) for reader in readers)) == ["", ""]
     late = a_flow()
     assert await reasons(store, late.first(locks=[lock(VM_2)])) == ["LOCKED"]  # the writer queues for both
 
