@@ -7,13 +7,14 @@ commit is refused if it changed meanwhile, and the code runs again.
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Awaitable, Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any, Protocol
+from typing import Any, Final, Protocol
 
 import grpc
 
-from chassis.errors import WaybillError, not_found
+from chassis.errors import WaybillError, not_found, unavailable
 from coordinator.plan import EntityRef, Former, Observation
 from coordinator.rows import EntityChange, EventNote, LockKey, Notes, Severity
 from coordinator.scheduler import is_fit, pick_host
@@ -53,6 +54,10 @@ class Refused(WaybillError):  # noqa: N818 - what a command says, not what went 
         super().__init__(grpc.StatusCode.FAILED_PRECONDITION, reason, message, metadata=facts)
 
 
+MOST_AT_ONCE: Final = 5_000
+"""Entities of one call to the store."""
+
+
 class Reading:
     """The entities that a flow's commands have read for the commit that is gathering, with their changes on top.
 
@@ -62,17 +67,37 @@ class Reading:
 
     def __init__(self, reader: Reader) -> None:
         self._reader = reader
+        self._asking: _Question | None = None  # what has been asked for in this turn of the loop
         self._known: dict[EntityRef, Entity] = {}
         self._versions: dict[EntityRef, int] = {}  # as stored, whatever was noted since
 
     async def read(self, refs: Sequence[EntityRef]) -> list[Entity]:
-        """Returns the entities in the order asked; asks the store for those not known yet, in one call."""
-        missing = [ref for ref in dict.fromkeys(refs) if ref not in self._known]
-        if missing:
-            for entity in await self._reader(missing):
-                self._known.setdefault(entity.ref, entity)
-                self._versions.setdefault(entity.ref, entity.version)
+        """Returns the entities in the order asked; asks the store for those not known yet.
+
+        What a flow's commands ask for in one turn of the loop goes in one call: they may be thousands.
+        """
+        missing = [ref for ref in refs if ref not in self._known]
+        if missing and self._asking is not None:
+            await self._asking.join(missing)
+        elif missing:
+            await self._ask(missing)
         return [self._known[ref] for ref in refs]
+
+    async def _ask(self, missing: Sequence[EntityRef]) -> None:
+        question = self._asking = _Question(dict.fromkeys(missing))
+        try:
+            await asyncio.sleep(0)
+            self._asking = None
+            refs = list(question.refs)
+            for first in range(0, len(refs), MOST_AT_ONCE):
+                for entity in await self._reader(refs[first : first + MOST_AT_ONCE]):
+                    self._known.setdefault(entity.ref, entity)
+                    self._versions.setdefault(entity.ref, entity.version)
+        except BaseException as error:
+            self._asking = None
+            question.fail(error)
+            raise
+        question.answer()
 
     def put(self, entity: Entity) -> None:
         """Lets later readers of this turn see what was noted."""
@@ -86,6 +111,34 @@ class Reading:
         """The name of an entity that was read; empty if it was not."""
         known = self._known.get(ref)
         return known.name if known is not None else ""
+
+
+class _Question:
+    """One call's entities, and who waits for them beside the one who makes it."""
+
+    def __init__(self, refs: dict[EntityRef, None]) -> None:
+        self.refs = refs
+        self._answers: list[asyncio.Future[None]] = []
+
+    async def join(self, refs: Iterable[EntityRef]) -> None:
+        """Asks along; raises what the call raises."""
+        self.refs.update(dict.fromkeys(refs))
+        answer: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self._answers.append(answer)
+        await answer
+
+    def answer(self) -> None:
+        """The entities are known."""
+        for answer in self._answers:
+            if not answer.done():
+                answer.set_result(None)
+
+    def fail(self, error: BaseException) -> None:
+        """There was no answer. That the one who asked was cancelled is no reason for the others to end."""
+        reason = error if isinstance(error, Exception) else unavailable("who asked the store along was cancelled")
+        for answer in self._answers:
+            if not answer.done():
+                answer.set_exception(reason)
 
 
 class Places(Protocol):

@@ -60,9 +60,11 @@ def a_world(**disk: Any) -> World:
 
 
 def now(work: Awaitable[T]) -> T:
-    """What code answers that waits for nothing."""
+    """What code answers that waits for nothing but turns of the loop."""
+    running = work.__await__()
     try:
-        work.__await__().send(None)  # type: ignore[attr-defined]
+        while running.send(None) is None:  # type: ignore[attr-defined]
+            pass
     except StopIteration as done:
         answer: T = done.value
         return answer
