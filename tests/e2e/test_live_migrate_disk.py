@@ -122,6 +122,16 @@ async def test_a_disk_that_is_being_moved_is_nobody_elses(centre: DataCentre) ->
     assert (await centre.ended(job)).status == FINISHED
 
 
+@pytest.mark.rule("semantics §7: `AddDisk`, `CreateSnapshot`: V; X → CREATE_VOLUME / CREATE_SNAPSHOT; F; ends: task")
+async def test_a_disk_and_a_snapshot_are_made_by_one_task_each(centre: DataCentre) -> None:
+    disk = await centre.run("AddDisk", {"disk_id": "single", "size_mb": 1, "host_id": "host-1"})
+    snapshot = await centre.run("CreateSnapshot", {"disk_id": "single", "snapshot_id": "single-snap"})
+    for job, step_type in ((disk, "CREATE_VOLUME"), (snapshot, "CREATE_SNAPSHOT")):
+        steps = ("VALIDATION", "EXECUTION", step_type, "FINALIZATION")
+        assert outline(job) == [(each, "FINISHED") for each in steps]
+    await assert_all_over(centre, [disk, snapshot])
+
+
 async def test_a_snapshot_that_fails_was_never_there(centre: DataCentre) -> None:
     disk_id = await a_running_vm(centre, "vm-snap")
     await centre.program("host-1", {"verb": "createSnapshot", "outcome": "fail"})

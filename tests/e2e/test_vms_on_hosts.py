@@ -136,6 +136,17 @@ async def test_a_vm_that_comes_back_is_sent_to_another_host(centre: DataCentre) 
     await assert_all_over(centre, [job])
 
 
+@pytest.mark.rule("semantics §7: MigrateVm: Lock held to the end")
+async def test_a_vm_that_migrates_is_nobody_elses_until_it_is_there(centre: DataCentre) -> None:
+    await start(centre, "vm-held", "host-1")
+    await centre.program("host-1", {"verb": "migrateVm", "work_ms": 1000})
+    job = await centre.client.run_command("MigrateVm", {"vm_id": "vm-held", "host_id": "host-3"})
+    refused = await centre.run("StopVm", {"vm_id": "vm-held"})
+    assert (refused.status, reason_of(refused)) == (FAILED, "LOCKED")
+    assert job.job_id in refused.error.message
+    assert_all_finished([await centre.ended(job), await centre.run("StopVm", {"vm_id": "vm-held"})])
+
+
 async def test_a_vm_that_nobody_takes_stays_where_it_is(centre: DataCentre) -> None:
     await start(centre, "vm-stays", "host-1")
     for host_id in centre.hosts:
