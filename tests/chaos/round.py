@@ -100,23 +100,30 @@ class Rounds:
 
 
 async def assert_nothing_lost_or_doubled(stack: Stack, client: WaybillClient, rounds: Rounds) -> None:
-    """What must be true of jobs, hosts and store when all is over."""
-    await _assert_one_job_each(client, rounds)
+    """What must be true of jobs, hosts and store when all is over.
+
+    The last to die may have died when the last jobs had ended: what is asked here is asked until it is back.
+    """
+    await until_answered(lambda: _assert_one_job_each(client, rounds))
     effects = await _effects(stack)
     for disk_id in rounds.removed:
         assert effects[disk_id] == {"createVolume": 1, "deleteImage": 1}, f"{disk_id}: {effects.get(disk_id)}"
     for disk_id in rounds.present:
         assert effects[disk_id] == {"createVolume": 1}, f"{disk_id}: {effects.get(disk_id)}"
-    assert await client.check_consistency() == []
-    assert [lock async for lock in client.list_locks()] == []
-    disks = {disk.entity_id: disk.status async for disk in client.list_entities(EntityType.ENTITY_TYPE_DISK)}
-    assert disks == dict.fromkeys(rounds.present, "OK")
+    await until_answered(lambda: _assert_sound(client, rounds))
     await _assert_tasks_cleared(stack)
 
 
 async def _assert_one_job_each(client: WaybillClient, rounds: Rounds) -> None:
     stored = {job.request_id: job.job_id async for job in client.list_jobs(page_size=1000)}
     assert stored == {job.request_id: job.job_id for job in rounds.jobs}
+
+
+async def _assert_sound(client: WaybillClient, rounds: Rounds) -> None:
+    assert await client.check_consistency() == []
+    assert [lock async for lock in client.list_locks()] == []
+    disks = {disk.entity_id: disk.status async for disk in client.list_entities(EntityType.ENTITY_TYPE_DISK)}
+    assert disks == dict.fromkeys(rounds.present, "OK")
 
 
 async def _effects(stack: Stack) -> dict[str, dict[str, int]]:
