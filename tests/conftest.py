@@ -1,5 +1,6 @@
-"""How Hypothesis draws: the same examples in every run, so that a red test is red for a reason.
+"""What all tests have in common.
 
+Hypothesis draws the same examples in every run, so that a red test is red for a reason;
 `HYPOTHESIS_PROFILE=search` looks for new ones instead, and for longer.
 """
 

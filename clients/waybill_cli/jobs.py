@@ -225,13 +225,13 @@ def cancel_job(
 
 
 async def _cancel_all(client: WaybillClient, filter: str, reason: str, output: Format, *, sure: bool) -> Exit:
-    if not sure:
-        matching = [job async for job in client.list_jobs(f"status = (PENDING OR STARTED) AND ({filter})")]
+    matching = await client.unended_jobs(filter)
+    if matching and not sure:
         if not sys.stdin.isatty():
             raise Complaint(f"{len(matching)} jobs match", "say --yes to cancel them")
         typer.confirm(f"cancel {len(matching)} jobs?", abort=True, err=True)
     jobs, refused = [], 0
-    async for job, refusal in client.cancel_jobs(filter, reason):
+    async for job, refusal in client.cancel_jobs(matching, reason):
         jobs.append(job)
         if refusal is not None:
             refused += 1

@@ -151,19 +151,26 @@ class WaybillClient:
             self._coordinator.CancelJob, coordinator.CancelJobRequest(job_id=job_id, reason=reason)
         )
 
-    async def cancel_jobs(self, filter: str, reason: str = "") -> AsyncIterator[tuple[Job, WaybillError | None]]:
-        """Asks every job that matches and has not ended to stop: those that there are now, the newest first.
-
-        Yields each as it was when it was found, or is now that the wish was taken, with the refusal if there was one.
-        Raises InvalidArgument for a filter that is none, before anything is cancelled.
-        """
+    async def unended_jobs(self, filter: str) -> list[Job]:
+        """All jobs that match now and have not ended. Raises InvalidArgument for a filter that is none."""
         unended = "status = (PENDING OR STARTED)"
-        found = [job async for job in self.list_jobs(f"{unended} AND ({filter})" if filter else unended)]
-        for job in found:
+        # AND binds loosest, so no parentheses; the filter goes first, so that a refusal's place is right.
+        return [job async for job in self.list_jobs(f"{filter} AND {unended}" if filter else unended)]
+
+    async def cancel_jobs(
+        self, jobs: Iterable[Job], reason: str = ""
+    ) -> AsyncIterator[tuple[Job, WaybillError | None]]:
+        """Asks several jobs to stop: those of `unended_jobs`, so that whoever looked at them first cancels no others.
+
+        Yields each as it is after the wish was taken; or as it was given, with the refusal.
+        """
+        for job in jobs:
             try:
-                yield await self.cancel_job(job.job_id, reason), None
+                asked = await self.cancel_job(job.job_id, reason)
             except WaybillError as refusal:
                 yield job, refusal
+            else:
+                yield asked, None
 
     async def set_priority(self, job_id: str, priority: int, reason: str = "") -> Job:
         """Changes the priority of a job that waits (PENDING); FailedPrecondition JOB_STARTED if it has begun."""

@@ -282,7 +282,7 @@ class Actor:
     def _tell(self, revision: int, time: float) -> None:
         try:
             self._engine.announce_later(self, self.chronicle.recorded(revision, time))
-        except Exception:
+        except Exception:  # a defect of the record must not stop the work, which is stored already
             log.exception("a commit is not told of", job_id=self.tree.job.job_id, revision=revision)
 
     # --- the commands' code ------------------------------------------------------------------------------------------

@@ -86,7 +86,7 @@ class Reading:
     async def _ask(self, missing: Sequence[EntityRef]) -> None:
         question = self._asking = _Question(dict.fromkeys(missing))
         try:
-            await asyncio.sleep(0)
+            await asyncio.sleep(0)  # the rest of this turn of the loop asks along
             self._asking = None
             refs = list(question.refs)
             for first in range(0, len(refs), MOST_AT_ONCE):

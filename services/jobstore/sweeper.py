@@ -259,7 +259,7 @@ async def _alone(connection: Connection) -> AsyncIterator[bool]:
     is_alone: bool = await connection.fetchval(_TRY_LOCK, _ADVISORY_LOCK)
     try:
         yield is_alone
-    except BaseException:
+    except BaseException:  # also cancelled: whether it could still be let go in order, nobody knows
         connection.terminate()
         raise
     if is_alone:

@@ -73,16 +73,19 @@ async def test_a_second_cancel_is_no_error_and_stops_nothing_twice(centre: DataC
 async def test_all_that_match_a_filter_are_cancelled_and_nothing_else(centre: DataCentre) -> None:
     meant = [await _hanging(centre, f"disk-all-{number}") for number in range(3)]
     spared = await _hanging(centre, "disk-spared")
-    filter = 'entity:"DISK/disk-all-*"'
-    wished = {job.job_id: refusal async for job, refusal in centre.client.cancel_jobs(filter, "all of them")}
+    filter = 'entity:"DISK/disk-all-*" OR entity:"DISK/disk-nowhere"'
+    matching = await centre.client.unended_jobs(filter)
+    wished = {job.job_id: refusal async for job, refusal in centre.client.cancel_jobs(matching, "all of them")}
     assert wished == {job.job_id: None for job in meant}
     assert {(await centre.ended(job)).status for job in meant} == {ABORTED}
     assert (await centre.client.get_job(spared.job_id)).status == STARTED
     await centre.client.cancel_job(spared.job_id)
     await centre.ended(spared)
-    assert [job async for job, _ in centre.client.cancel_jobs(filter)] == []
-    with pytest.raises(InvalidArgument):
-        await anext(centre.client.cancel_jobs("colour = red"))
+    assert await centre.client.unended_jobs(filter) == []
+    again = [refusal async for _, refusal in centre.client.cancel_jobs(matching)]
+    assert [refusal and refusal.reason for refusal in again] == ["JOB_ENDED"] * 3
+    with pytest.raises(InvalidArgument, match="at character 1: there is no field colour"):
+        await centre.client.unended_jobs("colour = red")
 
 
 @pytest.mark.rule("semantics §6: An entity named by a node that had begun and is not known to be rolled back becomes")
