@@ -106,8 +106,8 @@ class Server:
     async def died(self) -> BaseException | None:
         """Waits until it has stopped; returns why, if it did by itself.
 
-        As gRPC's does at a request whose path is not UTF-8, which any peer can send: it raises where nobody can catch
-        it, and takes no more calls.
+        As gRPC's does from 1.84 on at a request whose path is not UTF-8, which any peer can send: it raises where
+        nobody can catch it, and takes no more calls. (One reason why pyproject.toml holds gRPC back.)
         """
         try:
             await self._grpc.wait_for_termination()

@@ -63,7 +63,7 @@ async def assert_moved(centre: DataCentre, disk_id: str, job: Job) -> None:
     assert (there.declared_host, there.volumes, there.writes_to) == ("host-2", {"host-2": "LEGAL"}, "host-2")
     assert there.snapshots == {"host-2": []}
     assert await centre.effects(disk_id) == {"createVolume": 1, **dict.fromkeys(STAGES, 1)}
-    await assert_all_over(centre, [job])
+    await assert_all_over(centre, [job], killed=True)
 
 
 @pytest.mark.rule("semantics §7: LiveMigrateDisk: a crash at every stage boundary resumes there")
@@ -94,7 +94,7 @@ async def test_a_stage_that_fails_while_the_coordinator_is_dead_takes_the_disk_b
     there = await where_it_is(centre, disk_id)
     assert (there.declared_host, there.volumes, there.writes_to) == ("host-1", {"host-1": "LEGAL"}, "host-1")
     assert (there.status, there.snapshots) == ("OK", {"host-1": []})
-    await assert_all_over(centre, [job])
+    await assert_all_over(centre, [job], killed=True)
 
 
 @pytest.mark.parametrize("verb", ["replicateDiskFinish", "deleteImage", "mergeSnapshots"])
@@ -108,4 +108,4 @@ async def test_a_coordinator_killed_while_it_goes_back_goes_on_going_back(centre
     assert job.status == FAILED
     there = await where_it_is(centre, disk_id)
     assert (there.declared_host, there.volumes, there.writes_to) == ("host-1", {"host-1": "LEGAL"}, "host-1")
-    await assert_all_over(centre, [job])
+    await assert_all_over(centre, [job], killed=True)

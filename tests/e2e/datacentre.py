@@ -251,15 +251,19 @@ def assert_all_finished(jobs: Iterable[Job]) -> None:
         assert job.progress == 100
 
 
-async def assert_all_over(centre: DataCentre, jobs: Sequence[Job]) -> None:
-    """What must be true of jobs that have ended, however they did: no lock, no task, each task cleared once."""
+async def assert_all_over(centre: DataCentre, jobs: Sequence[Job], *, killed: bool = False) -> None:
+    """What must be true of jobs that have ended, however they did: no lock, no task, each task cleared once.
+
+    Or more often if a coordinator was `killed`: between a clear and its record, and its heir sends it again.
+    """
     await centre.until_rest()
     assert [lock async for lock in centre.client.list_locks()] == []
     assert await centre.client.check_consistency() == []
     cleared = centre.clears_sent()
     for job in jobs:
         sent = {spec.task_id for spec in centre.specs_sent(job)}
-        assert {task_id: cleared.count(task_id) for task_id in sent} == dict.fromkeys(sent, 1)
+        times = {task_id: cleared.count(task_id) for task_id in sent}
+        assert all(times.values()) if killed else set(times.values()) <= {1}, times
         assert not [step for step in job.steps if not step.HasField("end_time")]
 
 

@@ -74,7 +74,7 @@ def signature(method: MethodDescriptor) -> str:
 
 def reason_of(error: Any) -> str:
     """The reason in the one ErrorInfo that an error carries."""
-    details = dict(error.trailing_metadata())["grpc-status-details-bin"]
+    details = dict([*error.trailing_metadata()])["grpc-status-details-bin"]
     info = error_details_pb2.ErrorInfo()
     [found] = [each for each in status_pb2.Status.FromString(details).details if each.Unpack(info)]
     return str(info.reason) if found else ""

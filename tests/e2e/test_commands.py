@@ -279,5 +279,5 @@ async def test_a_job_is_found_by_any_of_its_commands_and_by_what_it_is_about(cen
 
 
 async def _echo(call: Any) -> str:
-    metadata = dict(await call.initial_metadata())
+    metadata = dict([*await call.initial_metadata()])
     return str(metadata.get("x-correlation-id", ""))

@@ -1,7 +1,7 @@
 """A small process on the chassis, for the tests of its life: `python depot.py LISTEN [BEHAVIOUR …]`.
 
 Behaviours: `never-ready`, `early` (takes for ever to open what it needs), `deaf` (streams are not told of the end),
-`doomed` (finds that it cannot go on as soon as it is asked for a job).
+`doomed` (finds that it cannot go on as soon as it is asked for a job), `killing` (its server dies as soon as it serves).
 Says what happens on stdout, one word a line.
 """
 
@@ -14,7 +14,7 @@ from contextlib import asynccontextmanager
 from typing import Any
 
 from chassis import logs
-from chassis.server import Mount, end_process, run, serve
+from chassis.server import Mount, Server, end_process, run, serve
 from waybill.v1 import jobs_pb2, jobstore_pb2, jobstore_pb2_grpc
 
 
@@ -56,6 +56,12 @@ async def main(listen: str, behaviours: set[str]) -> None:
     async def ready() -> None:
         if "never-ready" in behaviours:
             await asyncio.Event().wait()
+
+    async def died(_server: Server) -> BaseException:
+        return UnicodeDecodeError("utf-8", b"\xff", 0, 1, "as gRPC 1.84 dies of a path")
+
+    if "killing" in behaviours:
+        Server.died = died  # type: ignore[method-assign]
 
     async def before_stop() -> None:
         say("telling")

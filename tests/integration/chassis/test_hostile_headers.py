@@ -156,7 +156,7 @@ class TestTraceContext:
         refusal = WaybillError.from_rpc_error(failure.value)
         assert (refusal.code, refusal.reason) == (grpc.StatusCode.INVALID_ARGUMENT, "CORRELATION_ID_INVALID")
         assert EVIL not in str(failure.value)
-        echoed = dict(failure.value.initial_metadata()) | dict(failure.value.trailing_metadata())
+        echoed = dict([*failure.value.initial_metadata(), *failure.value.trailing_metadata()])
         assert uuid.UUID(str(echoed["x-correlation-id"])).version == 7
         assert jobstore.callers == []
 

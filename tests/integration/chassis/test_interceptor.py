@@ -35,7 +35,7 @@ async def refusal_of(call: Any) -> WaybillError:
 
 
 async def echo_of(call: Any) -> str:
-    metadata = dict(await call.initial_metadata())
+    metadata = dict([*await call.initial_metadata()])
     return str(metadata["x-correlation-id"])
 
 
@@ -70,8 +70,8 @@ class TestCorrelationId:
         jobstore.get_job = refuse
         call = plain_stub.GetJob(a_request(), metadata=(("x-correlation-id", "order-7"),))
         await refusal_of(call)
-        assert dict(await call.initial_metadata()) == {}
-        assert dict(await call.trailing_metadata())["x-correlation-id"] == "order-7"
+        assert dict([*await call.initial_metadata()]) == {}
+        assert dict([*await call.trailing_metadata()])["x-correlation-id"] == "order-7"
 
     async def test_it_is_echoed_before_a_streams_first_message(self, stub: Any, jobstore: ScriptedJobStore) -> None:
         async def silent(_request: Any, _rpc: Any) -> AsyncIterator[Any]:
