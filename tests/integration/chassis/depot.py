@@ -1,7 +1,7 @@
 """A small process on the chassis, for the tests of its life: `python depot.py LISTEN [BEHAVIOUR …]`.
 
 Behaviours: `never-ready`, `early` (takes for ever to open what it needs), `deaf` (streams are not told of the end),
-`doomed` (finds that it cannot go on as soon as it is asked for a job), `killing` (its server dies as soon as it serves).
+`doomed` (finds that it cannot go on as soon as it is asked for a job), `killing` (its server dies once it serves).
 Says what happens on stdout, one word a line.
 """
 
