@@ -29,6 +29,7 @@ that the store would not have (`verdicts`) is refused without being planned agai
 
 from __future__ import annotations
 
+from itertools import chain
 from typing import Final
 
 from coordinator import events as ev
@@ -92,6 +93,14 @@ class CommandRunner:
     def live(self, command_id: str) -> LiveCommand:
         """One of the flow's commands that has been begun."""
         return self._live[command_id]
+
+    def let_go(self) -> None:
+        """Parts commands from the nodes of their plans, and these from each other."""
+        for command in self._live.values():
+            for node in chain.from_iterable(root.walk() for root in (command.root, command.failed) if root is not None):
+                node.parent = None
+            command.root = command.failed = None
+            command.inlined.clear()
 
     # --- planning ----------------------------------------------------------------------------------------------------
 

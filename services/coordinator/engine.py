@@ -472,6 +472,7 @@ class Engine:
     def done(self, actor: Actor) -> None:
         """The flow has ended, durably."""
         self._forget(actor)
+        actor.tree.let_go()
         self._crashes.pop(actor.flow_command_id, None)
 
     def abandoned(self, actor: Actor, why: WaybillError) -> None:

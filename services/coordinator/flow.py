@@ -203,6 +203,15 @@ class FlowTree:
             effects += self._outbox.hand_out(now, code_runs=bool(self._commands.thinking))
         return effects
 
+    def let_go(self) -> None:
+        """Parts what refers to each other, once nothing is to come any more; the rows stay readable.
+
+        Otherwise the memory of a flow waits until Python searches for cycles, and everything stands still meanwhile:
+        for 60 ms after a thousand flows.
+        """
+        self._commands.let_go()
+        self._plans.let_go()
+
     @property
     def sequence(self) -> int:
         """Of the last commit that is durable."""

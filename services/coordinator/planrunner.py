@@ -71,6 +71,10 @@ class PlanRunner:
         self._open: dict[str, Node] = {}  # begun leaves that are not over, by id
         self._places: set[tuple[str, int, str]] = set()  # where something had begun when a cancelled flow is taken up
 
+    def let_go(self) -> None:
+        """Parts it from the runner of commands."""
+        del self.commands
+
     def take_up(self) -> None:
         """Rows are about to be taken up."""
         if self._cancellation.wish is not None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import gc
+
 import pytest
 from tests.unit.coordinator.flow_scenario import (
     BROKEN,
@@ -338,3 +340,27 @@ def test_a_change_may_remove() -> None:
     assert status_of(flow) == ""
     flow.host_says("attach", "CLEAN_SUCCESS")
     assert status_of(flow) == "OK"
+
+
+def test_the_memory_of_an_ended_flow_is_free_without_a_search_for_cycles() -> None:
+    gc.disable()
+    try:
+        gc.collect(1)
+        flow = a_running_flow(
+            Script(serially([concurrently([WORK, a_child("C")]), TO_H2])), {"C": task("h1", "more")}, entities=[DISK]
+        )
+        flow.host_says("work")
+        flow.host_says("more")
+        assert flow.ended() is Status.FINISHED
+        tree = flow.tree
+        del flow
+        gc.collect(0)  # the scenario has cycles of its own
+        tree.let_go()
+        gc.set_debug(gc.DEBUG_SAVEALL)
+        del tree
+        gc.collect(1)
+        assert [found for found in gc.garbage if type(found).__module__.startswith("coordinator.")] == []
+    finally:
+        gc.set_debug(0)
+        gc.garbage.clear()
+        gc.enable()
