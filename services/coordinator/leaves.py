@@ -19,7 +19,7 @@ from typing import Any
 from coordinator import events as ev
 from coordinator import failures
 from coordinator.nodes import Node, Outcome, span_id_of
-from coordinator.plan import Call, Task, WaitFor
+from coordinator.plan import Call, Plan, Task, WaitFor
 from coordinator.rows import Command, CommandStatus, EventNote, Failure, Leaf, LeafKind, Severity
 from coordinator.waits import condition_of
 
@@ -43,9 +43,14 @@ def intent(node: Node, task_id: str, step_id: str, now: float) -> Leaf:
     else:
         leaf.span_id = span_id_of(task_id) if command.span_id else ""
         leaf.host_id, leaf.verb, leaf.arguments = plan.host_id, plan.verb, plan.arguments
-        if isinstance(plan, Task):
-            leaf.expected_generation = plan.expected_generation
+        know_plan(leaf, plan)
     return leaf
+
+
+def know_plan(leaf: Leaf, plan: Plan) -> None:
+    """Takes from the plan, which is stored, what the row of a leaf does not say: both together are what is asked."""
+    if isinstance(plan, Task):
+        leaf.expected_generation = plan.expected_generation
 
 
 _KINDS: dict[type[Any], LeafKind] = {Task: LeafKind.TASK, Call: LeafKind.CALL, WaitFor: LeafKind.WAIT}

@@ -129,6 +129,8 @@ class PlanRunner:
             self._book.add_leaf(leaf)
             if leaf.kind is LeafKind.TASK:
                 self._steps.lend_external_id(step, task_id)
+        else:
+            leaves.know_plan(leaf, node.plan)
         node.leaf = leaf
         self.start_work(node)
         if leaf.over:

@@ -168,6 +168,8 @@ class Store:
         }
         other = self.copy()
         assert other.job is not None
+        for leaf in other.leaves.values():
+            leaf.expected_generation = leaf.expected_generation if leaf.over else None  # the plan has it, no row does
         return FlowRows(
             job=other.job,
             commands=_parents_first(other.commands.values()),
