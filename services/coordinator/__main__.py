@@ -57,6 +57,8 @@ async def main(settings: Settings) -> None:
             lambda report: engine.task_reported(report),
             journal.cleared,
             coordinator_id,
+            stalled=lambda task_id, seconds: engine.task_stalled(task_id, seconds),
+            stall_seconds=settings.stall_seconds,
         ) as hosts,
         Background() as background,
         open_tracing(settings.traces_endpoint, "waybill-coordinator") as tracing,

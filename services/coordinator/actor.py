@@ -144,8 +144,9 @@ class Actor:
             case ev.Commit():
                 self._write_down(effect)
             case ev.Start():
-                self._engine.hosts.start(effect.leaf.host_id, self._spec(effect.leaf), effect.leaf.deadline or None)
-                self._engine.expect(effect.leaf.task_id, self)
+                leaf = effect.leaf
+                self._engine.hosts.start(leaf.host_id, self._spec(leaf), leaf.deadline or None, leaf.stall_seconds)
+                self._engine.expect(leaf.task_id, self)
             case ev.CallHost():
                 self._engine.hosts.call(effect.leaf.host_id, self._spec(effect.leaf), effect.leaf.deadline or None)
                 self._engine.expect(effect.leaf.task_id, self)

@@ -366,6 +366,11 @@ class Engine:
             )
         )
 
+    def task_stalled(self, task_id: str, seconds: float) -> None:
+        """Takes that a task has made no progress for so long."""
+        if actor := self._by_task.get(task_id):
+            actor.post(ev.TaskStalled(task_id, seconds))
+
     def entities_changed(self, entities: Sequence[jobs_pb2.Entity]) -> None:
         """Takes what the store says about entities."""
         for message in entities:

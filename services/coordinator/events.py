@@ -97,6 +97,14 @@ class LeafReported:
 
 
 @dataclass(frozen=True, slots=True)
+class TaskStalled:
+    """A host has answered for so long that it works on a task, and that it has come no further."""
+
+    task_id: str
+    seconds: float
+
+
+@dataclass(frozen=True, slots=True)
 class EntitySeen:
     """A host's observation of an entity has been stored."""
 
@@ -160,6 +168,7 @@ Event = (
     | Recorded
     | RecordRefused
     | LeafReported
+    | TaskStalled
     | EntitySeen
     | TimerFired
     | CancelAsked

@@ -76,6 +76,17 @@ def task_took_too_long(leaf: Leaf) -> Failure:
     return Failure(DEADLINE_EXCEEDED, "DEADLINE_EXCEEDED", f"{leaf.verb} on {leaf.host_id} took too long; stopped")
 
 
+def task_stalled(leaf: Leaf, seconds: float) -> Failure:
+    """It was stopped because it made no progress any more."""
+    message = f"{leaf.verb} on {leaf.host_id} made no progress for {seconds:.0f} s; stopped"
+    return Failure(DEADLINE_EXCEEDED, "TASK_STALLED", message, {"task_id": leaf.task_id})
+
+
+def is_stall(failure: Failure | None) -> bool:
+    """Tells whether it says that a task made no progress."""
+    return failure is not None and failure.reason == "TASK_STALLED"
+
+
 def not_seen_in_time(leaf: Leaf) -> Failure:
     """A wait's deadline passed."""
     return Failure(DEADLINE_EXCEEDED, "DEADLINE_EXCEEDED", f"{leaf.entity} was not seen in time")

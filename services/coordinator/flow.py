@@ -45,6 +45,7 @@ What can go wrong, and what is done:
 | an end method raises | counted durably, then again after a pause, at last FAILED |
 | a plan does not go well | `after_failure` may name another one instead of it, or one that cleans up; else it failed |
 | a task is lost | its step is UNKNOWN, what is above fails |
+| a task makes no progress | alarm, then it is stopped; it has failed only when its host says so |
 | a crash, at any point | the rows say what was intended; taking them up asks for it again under the same ids |
 """
 
@@ -376,6 +377,10 @@ class FlowTree:
         if self._plans.reported(event):
             self._outbox.told.append(event)
 
+    def _stalled(self, event: ev.TaskStalled) -> None:
+        if self._plans.stalled(event):
+            self._outbox.told.append(event)
+
     def _seen(self, event: ev.EntitySeen) -> None:
         if self._plans.seen(event.entity, event.observation):
             self._outbox.told.append(event)
@@ -612,6 +617,7 @@ _TAKE: Final[dict[type[Any], Any]] = {
     ev.Revised: FlowTree._revised,
     ev.Submitted: FlowTree._submitted,
     ev.EntitySeen: FlowTree._seen,
+    ev.TaskStalled: FlowTree._stalled,
     ev.TimerFired: FlowTree._timer_fired,
     ev.CancelAsked: FlowTree._cancel_asked,
     ev.PriorityAsked: FlowTree._priority_asked,

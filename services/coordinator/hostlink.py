@@ -49,6 +49,8 @@ class Surroundings:
     cleared: Callable[[Iterable[str]], None]
     coordinator_id: str
     poll_seconds: float
+    stalled: Callable[[str, float], None]
+    stall_seconds: float
 
 
 class Signed(Protocol):

@@ -20,6 +20,7 @@ host has neither failed nor succeeded.
 | stop of a task whose start is on its way | asked again until the start is answered |
 | stop of a task that never arrived | its start is withdrawn; refused ABORTED |
 | clear of a task that still runs | its flow is over, so it is stopped first |
+| a running task makes no progress | `stalled` is told, as long as the host answers for it |
 | the store does not name the host (or no address of it) for 10 s | what is to be started there is lost |
 
 A start costs no asyncio task: senders run only while their queue holds something.
@@ -27,6 +28,7 @@ A start costs no asyncio task: senders run only while their queue holds somethin
 
 from __future__ import annotations
 
+import math
 import random
 from collections import Counter
 from collections.abc import Callable, Iterable
@@ -62,10 +64,19 @@ class Hosts:
         report: Callable[[TaskReport], None],
         cleared: Callable[[Iterable[str]], None],
         coordinator_id: str = "",
+        *,
+        stalled: Callable[[str, float], None] = lambda task_id, seconds: None,
+        stall_seconds: float = math.inf,
     ) -> None:
-        """`report` is told of what is in our care; `cleared` (the journal's) of what hosts have forgotten."""
+        """`report` is told of what is in our care; `cleared` (the journal's) of what hosts have forgotten.
+
+        `stalled` is told of running tasks without progress for `stall_seconds`, and for how many seconds; again after
+        as many more.
+        """
         self._background = Background()
-        self._around = Surroundings(clock, rng, self._background, report, cleared, coordinator_id, poll_seconds)
+        self._around = Surroundings(
+            clock, rng, self._background, report, cleared, coordinator_id, poll_seconds, stalled, stall_seconds
+        )
         self._hosts: dict[str, Host] = {}
         self._host_of: dict[str, Host] = {}  # by task or call in our care
         self.metrics = HostTallies(
@@ -106,10 +117,15 @@ class Hosts:
         host = self._hosts.get(host_id)
         return host.book.incarnation if host else ""
 
-    def start(self, host_id: str, spec: hostagent_pb2.TaskSpec, deadline: float | None) -> None:
-        """Has a host take a task; reports follow until it is over. `deadline`: Unix time, for the taking."""
+    def start(
+        self, host_id: str, spec: hostagent_pb2.TaskSpec, deadline: float | None, stall_seconds: float | None = None
+    ) -> None:
+        """Has a host take a task; reports follow until it is over. `deadline`: Unix time, for the taking.
+
+        `stall_seconds`: how long it may make no progress, None for what is usual.
+        """
         host = self._host_of[spec.task_id] = self._host(host_id)
-        host.starts.add(host.book.care(spec, deadline))
+        host.starts.add(host.book.care(spec, deadline, stall_seconds))
 
     def call(self, host_id: str, spec: hostagent_pb2.TaskSpec, deadline: float | None) -> None:
         """Has a host run a short verb; one report follows. `deadline` as for a task."""

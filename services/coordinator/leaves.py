@@ -50,7 +50,7 @@ def intent(node: Node, task_id: str, step_id: str, now: float) -> Leaf:
 def know_plan(leaf: Leaf, plan: Plan) -> None:
     """Takes from the plan, which is stored, what the row of a leaf does not say: both together are what is asked."""
     if isinstance(plan, Task):
-        leaf.expected_generation = plan.expected_generation
+        leaf.expected_generation, leaf.stall_seconds = plan.expected_generation, plan.stall_seconds
 
 
 _KINDS: dict[type[Any], LeafKind] = {Task: LeafKind.TASK, Call: LeafKind.CALL, WaitFor: LeafKind.WAIT}
@@ -79,6 +79,8 @@ def error_of(leaf: Leaf, error: Failure | None, wish: Failure | None, now: float
         return failures.not_rolled_back(error)
     if wish is not None:
         return failures.stopped(wish.message)
+    if failures.is_stall(leaf.error):
+        return leaf.error
     if leaf.deadline and now >= leaf.deadline:
         return failures.task_took_too_long(leaf)
     return failures.stopped(error.message)
@@ -100,6 +102,15 @@ def outcome_of_command(row: Command) -> Outcome:
     if row.status is CommandStatus.UNKNOWN:
         return Outcome.UNKNOWN
     return Outcome.ABORTED if failures.is_stop(row.error) else Outcome.FAILED
+
+
+def stalled(leaf: Leaf, seconds: float) -> EventNote:
+    """What is said aloud about a task that makes no progress."""
+    of = f" of {leaf.entity}" if leaf.entity is not None else ""
+    message = (
+        f"{leaf.verb}{of} on {leaf.host_id} (task {leaf.task_id}): no progress for {seconds:.0f} s; it is to be stopped"
+    )
+    return EventNote("TASK_STALLED", Severity.ALERT, message, leaf.entity)
 
 
 def alarm(leaf: Leaf) -> EventNote | None:

@@ -131,7 +131,11 @@ class Nothing(_Node):
 
 @dataclass(frozen=True, slots=True)
 class Task(_Node):
-    """Asynchronous work on a host. `deadline` in seconds after it begins, None for none."""
+    """Asynchronous work on a host. `deadline` in seconds after it begins, None for none.
+
+    `expected_generation`: that of the volume which the argument `volume_id` names, when the work begins; one more when
+    it is done. `stall_seconds`: how long it may make no progress before it is stopped, None for what is usual.
+    """
 
     host_id: str
     verb: str
@@ -139,6 +143,7 @@ class Task(_Node):
     entity: EntityRef | None = None
     deadline: float | None = None
     expected_generation: int | None = None
+    stall_seconds: float | None = None
 
 
 @dataclass(frozen=True, slots=True)

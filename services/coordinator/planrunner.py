@@ -242,6 +242,24 @@ class PlanRunner:
             return False
         return True
 
+    def stalled(self, event: ev.TaskStalled) -> bool:
+        """A task makes no progress: it is stopped, durably and aloud. True if that is new.
+
+        It is over only when its host says so: what is silent may still be at work.
+        """
+        node = self._open.get(event.task_id)
+        if node is None or node.leaf is None or node.leaf.kind is not LeafKind.TASK:
+            return False
+        leaf = node.leaf
+        self._outbox.acts.append(ev.Stop(leaf))
+        if failures.is_stall(leaf.error):
+            return False
+        self._book.change_leaf(leaf)
+        leaf.state, leaf.error = "ABORTING", failures.task_stalled(leaf, event.seconds)
+        self._book.pending.events.append(leaves.stalled(leaf, event.seconds))
+        self._outbox.urgent = True
+        return True
+
     def seen(self, entity: EntityRef, observation: Observation) -> bool:
         """An entity was observed. True if that decided something."""
         decided = False

@@ -240,7 +240,8 @@ class Leaf:
     """A row of the host_task table: a begun task, call or wait.
 
     `state` is "" while under way (ABORTING once somebody wants it stopped), then FINISHED or UNKNOWN; on waits
-    `arguments` is the condition.
+    `arguments` is the condition. `error` of a task that is not over says why its host's word is not waited for alone.
+    `expected_generation` and `stall_seconds` are in no row: the plan has them.
     """
 
     task_id: str
@@ -260,6 +261,7 @@ class Leaf:
     incarnation: str = ""
     deadline: float = 0.0
     expected_generation: int | None = None
+    stall_seconds: float | None = None
     span_id: str = ""
 
     @property

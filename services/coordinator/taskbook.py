@@ -11,6 +11,10 @@ A host *denies* a task when it answers a question about its tasks without naming
 was known before the question was asked: questions are numbered, and an acceptance remembers the number of the last one.
 One denial is a doubt and is asked about by name at once; the second is the answer. A silent host neither denies nor
 confirms. Tasks that nobody here waits for are not ours to speak of.
+
+*Liveness is by progress, not by age*: between two rounds of the net that a host has answered, a task has come further
+or it has not. What it spends without coming further adds up; time in which the host does not answer, and time in its
+queue, does not count. So a task that makes progress costs nothing, and one that ends within a round is never looked at.
 """
 
 from __future__ import annotations
@@ -31,6 +35,7 @@ _RESULTS: Final = {number: name.removeprefix("TASK_RESULT_") for name, number in
 _RESULTS[jobs_pb2.TASK_RESULT_UNSPECIFIED] = ""
 
 _AT_WORK: Final = (jobs_pb2.TASK_STATE_INIT, jobs_pb2.TASK_STATE_RUNNING)
+_NOT_AT_WORK: Final = (jobs_pb2.TASK_STATE_UNSPECIFIED, jobs_pb2.TASK_STATE_INIT)
 _DENIALS_TO_BELIEVE: Final = 2
 
 
@@ -66,6 +71,7 @@ class Entry:
 
     spec: hostagent_pb2.TaskSpec
     deadline: float | None
+    stall_seconds: float | None = None  # how long it may come no further; None: as all
     withdrawn: bool = False  # must not be sent any more
     accepted: bool = False
     incarnation: str = ""  # that accepted it; empty before
@@ -85,6 +91,7 @@ class TaskBook:
         self._entries: dict[str, Entry] = {}
         self._unheard: set[str] = set()  # accepted, and not a word about them since
         self._questions = 0
+        self._still: dict[str, tuple[int, int, float]] = {}  # running ones: state, progress, seconds without any
 
     def __len__(self) -> int:
         return len(self._entries)
@@ -103,11 +110,11 @@ class TaskBook:
 
     # ---------------------------------------------------------------- starting
 
-    def care(self, spec: hostagent_pb2.TaskSpec, deadline: float | None) -> Entry:
+    def care(self, spec: hostagent_pb2.TaskSpec, deadline: float | None, stall_seconds: float | None = None) -> Entry:
         """Takes a task into care; one that is there already stays as it is."""
         entry = self._entries.get(spec.task_id)
         if entry is None:
-            entry = self._entries[spec.task_id] = Entry(spec, deadline)
+            entry = self._entries[spec.task_id] = Entry(spec, deadline, stall_seconds)
         return entry
 
     def forget(self, task_id: str) -> None:
@@ -190,6 +197,26 @@ class TaskBook:
             plain(status.answer) if status.HasField("answer") else None,
             self.incarnation,
         )
+
+    # ---------------------------------------------------------------- standing still
+
+    def still(self, seconds: float, limit: float) -> list[tuple[str, float]]:
+        """The host has said how its tasks are, `seconds` after it last did (0: we do not know how they were).
+
+        Returns those that have come no further for their limit, and for how many seconds; their time begins anew.
+        """
+        before, self._still = self._still, {}
+        stalled = []
+        for task_id, entry in self._entries.items():
+            if not entry.accepted or entry.state in _NOT_AT_WORK:
+                continue
+            state, progress, still = before.get(task_id, (-1, -1, 0.0))
+            still = still + seconds if (state, progress) == (entry.state, entry.progress) else 0.0
+            if still >= (limit if entry.stall_seconds is None else entry.stall_seconds):
+                stalled.append((task_id, still))
+                still = 0.0
+            self._still[task_id] = (entry.state, entry.progress, still)
+        return stalled
 
     # ---------------------------------------------------------------- losing
 

@@ -14,10 +14,13 @@ from collections.abc import Iterable, Sequence
 from contextlib import aclosing
 from typing import Final
 
+from chassis import logs
 from coordinator.hostlink import HostAway, HostLink, Surroundings
 from coordinator.retries import Backoff
 from coordinator.taskbook import TaskBook
 from waybill.v1 import hostagent_pb2
+
+log = logs.get_logger(__name__)
 
 ROUNDS_BEFORE_REST: Final = 3
 """How many rounds of the net find nothing to ask about before the stream is closed."""
@@ -113,17 +116,29 @@ class TaskSource:
     async def _cast(self, following: asyncio.Task[None]) -> None:
         """Polls until there was nothing to ask about for some rounds; then all is at rest."""
         pause = self._around.poll_seconds
+        answered_at: float | None = None  # when the last round was, if the host answered in it
         while self._rounds_of_rest < ROUNDS_BEFORE_REST:
             await self._around.clock.sleep(pause * (0.9 + 0.1 * self._around.rng.random()))
-            if len(self._book):
-                answered = await self.ask_about(self._book.accepted_ids())
-                pause = (
-                    self._around.poll_seconds if answered else min(2 * pause, _SLOWEST_NET * self._around.poll_seconds)
-                )
-            else:
+            if not len(self._book):
                 self._rounds_of_rest += 1
+                answered_at = None
+            elif await self.ask_about(self._book.accepted_ids()):
+                pause = self._around.poll_seconds
+                answered_at = self._note_standstills(answered_at)
+            else:
+                pause = min(2 * pause, _SLOWEST_NET * self._around.poll_seconds)
+                answered_at = None
         following.cancel()
         self._net = None
+
+    def _note_standstills(self, answered_at: float | None) -> float:
+        """The host has just said how its tasks are; returns when that was."""
+        now = self._around.clock.monotonic()
+        passed = 0.0 if answered_at is None else now - answered_at
+        for task_id, seconds in self._book.still(passed, self._around.stall_seconds):
+            log.warning("a task makes no progress", host_id=self._link.host_id, task_id=task_id, seconds=seconds)
+            self._around.stalled(task_id, seconds)
+        return now
 
     async def _check_quiet(self) -> None:
         """Asks about tasks that were unheard of when the moment began and still are when it is over."""

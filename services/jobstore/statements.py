@@ -193,7 +193,7 @@ CHANGE_TASKS: Final = f"""
         cleared = host_task.cleared OR (host_task.kind = 'WAIT' AND {_OVER}),
         result = coalesce(u.result, host_task.result),
         answer = coalesce(u.answer, host_task.answer),
-        error = coalesce(u.error, host_task.error),
+        error = CASE WHEN u.result = 'SUCCESS' THEN NULL ELSE coalesce(u.error, host_task.error) END,
         incarnation = coalesce(u.incarnation, host_task.incarnation)
     FROM {shapes.TASK_CHANGE.rows(2)}
     WHERE {_is("host_task", "task_id", 2)}

@@ -18,6 +18,7 @@ from coordinator.tasksource import ROUNDS_BEFORE_REST
 from waybill.v1 import hostagent_pb2, jobs_pb2
 
 POLL_SECONDS = 10.0
+STALL_SECONDS = 60.0
 FULL = resource_exhausted("the queue is full", reason="QUEUE_FULL")
 
 
@@ -27,6 +28,8 @@ class Told:
     def __init__(self) -> None:
         self.reports: list[TaskReport] = []
         self.cleared: list[str] = []
+        self.stalled: list[tuple[str, float]] = []
+        """Which, and when."""
 
     def ended(self) -> dict[str, str]:
         """How each task or call that is over went."""
@@ -49,7 +52,19 @@ def told() -> Told:
 
 @pytest.fixture
 async def hosts(clock: ManualClock, rng: random.Random, told: Told) -> AsyncIterator[Hosts]:
-    async with Hosts(clock, rng, POLL_SECONDS, told.reports.append, told.cleared.extend, "c1") as hosts:
+    def stalled(task_id: str, seconds: float) -> None:
+        told.stalled.append((task_id, clock.monotonic()))
+
+    async with Hosts(
+        clock,
+        rng,
+        POLL_SECONDS,
+        told.reports.append,
+        told.cleared.extend,
+        "c1",
+        stalled=stalled,
+        stall_seconds=STALL_SECONDS,
+    ) as hosts:
         yield hosts
 
 
@@ -240,6 +255,39 @@ async def test_with_a_mute_stream_the_net_hears_of_the_end_within_the_poll_secon
 
     assert told.ended() == {"t1": "SUCCESS"}
     assert clock.monotonic() - begun <= POLL_SECONDS + 0.5
+
+
+@pytest.mark.rule("semantics §3: Liveness is by progress, not age: no progress for the limit")
+@pytest.mark.usefixtures("server")
+async def test_a_task_without_progress_is_told_of_within_two_rounds_of_its_limit(
+    hosts: Hosts, host: ScriptedHost, told: Told, clock: ManualClock
+) -> None:
+    await started(hosts, host, "stuck", "slow")
+    host.publish("stuck", RUNNING, progress=3)
+    begun = clock.monotonic()
+    for percent in range(1, 9):
+        host.publish("slow", RUNNING, progress=percent)
+        asked = host.script.asked["GetAllTasksStatuses"]
+        await pass_time(clock, lambda asked=asked: host.script.asked["GetAllTasksStatuses"] > asked, step=0.5)
+    await pass_time(clock, lambda: told.stalled, step=0.5)
+
+    [(task_id, when)] = told.stalled
+    assert task_id == "stuck"
+    assert STALL_SECONDS <= when - begun <= STALL_SECONDS + 2 * POLL_SECONDS
+    assert told.ended() == {}
+
+
+@pytest.mark.rule("semantics §3: Host unreachable → neither failed nor succeeded; asked again")
+@pytest.mark.usefixtures("server")
+async def test_the_silence_of_a_host_is_no_standstill_of_its_tasks(
+    hosts: Hosts, host: ScriptedHost, told: Told, clock: ManualClock
+) -> None:
+    await started(hosts, host, "t1")
+    host.script.fail("GetAllTasksStatuses", SILENCE, 6)
+    await pass_time(clock, lambda: host.script.asked["GetAllTasksStatuses"] > 8, step=0.5)
+
+    assert clock.monotonic() > 2 * STALL_SECONDS
+    assert told.stalled == []
 
 
 @pytest.mark.usefixtures("server")

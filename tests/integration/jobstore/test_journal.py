@@ -9,6 +9,7 @@ from typing import Any
 import asyncpg
 import pytest
 import structlog
+from google.rpc import status_pb2
 from tests.integration.jobstore.flow import (
     COORDINATOR,
     FINISHED,
@@ -198,6 +199,36 @@ async def test_a_wait_that_is_over_counts_as_cleared(journal: Journal, connectio
     assert await connection.fetchval("SELECT cleared FROM host_task WHERE task_id = 'wait'") is False
     await applied(journal, flow.next(tasks=[over]))
     assert await connection.fetchval("SELECT cleared FROM host_task WHERE task_id = 'wait'") is True
+
+
+async def test_why_a_task_was_to_be_stopped_is_forgotten_when_it_ends_well_and_only_then(
+    journal: Journal, connection: Connection
+) -> None:
+    flow = a_flow()
+    tasks = [
+        jobstore_pb2.TaskRow(
+            task_id=name, kind=jobs_pb2.HOST_TASK_KIND_TASK, command_id=flow.flow_command_id, host_id="h1", verb="copy"
+        )
+        for name in ("well", "ill")
+    ]
+    stalls = [
+        jobstore_pb2.TaskChange(
+            task_id=name, state=jobs_pb2.TASK_STATE_ABORTING, error=status_pb2.Status(code=4, message="no progress")
+        )
+        for name in ("well", "ill")
+    ]
+    ends = [
+        jobstore_pb2.TaskChange(task_id=name, state=jobs_pb2.TASK_STATE_FINISHED, result=result)
+        for name, result in (("well", jobs_pb2.TASK_RESULT_SUCCESS), ("ill", jobs_pb2.TASK_RESULT_CLEAN_SUCCESS))
+    ]
+    await applied(journal, flow.first())
+    await applied(journal, flow.next(new_tasks=tasks))
+    await applied(journal, flow.next(tasks=stalls))
+    await applied(journal, flow.next(tasks=ends))
+    rows = await connection.fetch(
+        "SELECT task_id, error IS NULL AS is_well FROM host_task WHERE verb = 'copy' ORDER BY task_id"
+    )
+    assert [tuple(row) for row in rows] == [("ill", False), ("well", True)]
 
 
 async def test_no_text_gets_the_rows_of_others_out_of_step(journal: Journal, connection: Connection) -> None:

@@ -169,7 +169,8 @@ class Store:
         other = self.copy()
         assert other.job is not None
         for leaf in other.leaves.values():
-            leaf.expected_generation = leaf.expected_generation if leaf.over else None  # the plan has it, no row does
+            if not leaf.over:
+                leaf.expected_generation = leaf.stall_seconds = None  # the plan has it, no row does
         return FlowRows(
             job=other.job,
             commands=_parents_first(other.commands.values()),
@@ -316,6 +317,7 @@ class Store:
             assert not begun.over, f"{begun.verb} was over"
             _keep(begun, leaf, ("state", "result"))
             _keep_given(begun, leaf, ("answer", "error", "incarnation"))
+            begun.error = None if begun.result == "SUCCESS" else begun.error
 
     def _declare(self, change: EntityChange) -> None:
         if change.remove:

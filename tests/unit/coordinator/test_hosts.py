@@ -274,3 +274,62 @@ class CareMachine(RuleBasedStateMachine):
 
 CareMachine.TestCase.settings = settings(stateful_step_count=30)
 TestCare: Callable[..., object] = CareMachine.TestCase
+
+
+# --- standing still --------------------------------------------------------------------------------------------------
+
+
+def a_working_book(*task_ids: str) -> TaskBook:
+    """A book with tasks that run, and that were looked at once."""
+    book = a_book(*task_ids)
+    for task_id in task_ids:
+        book.heard(a_status(task_id, RUNNING, 10))
+    assert book.still(0.0, 60.0) == []
+    return book
+
+
+@pytest.mark.rule("semantics §3: Liveness is by progress, not age")
+def test_only_a_task_that_comes_no_further_stands_still() -> None:
+    book = a_working_book("slow", "stuck")
+    for progress in range(11, 20):
+        book.heard(a_status("slow", RUNNING, progress))
+        stalled = book.still(10.0, 60.0)
+        assert stalled == ([("stuck", 60.0)] if progress == 16 else [])
+
+
+def test_what_was_told_of_a_task_is_told_again_only_after_as_long() -> None:
+    book = a_working_book("stuck")
+    told = [bool(book.still(10.0, 30.0)) for _ in range(9)]
+    assert told == [False, False, True] * 3
+
+
+def test_a_task_that_is_being_stopped_has_its_time_anew() -> None:
+    book = a_working_book("stuck")
+    assert book.still(30.0, 30.0) == [("stuck", 30.0)]
+    book.heard(a_status("stuck", jobs_pb2.TASK_STATE_ABORTING, 10))
+    assert book.still(30.0, 30.0) == []
+    assert book.still(30.0, 30.0) == [("stuck", 30.0)]
+
+
+def test_a_task_that_waits_for_a_place_does_not_stand_still() -> None:
+    book = a_book("queued", "unheard")
+    book.heard(a_status("queued", jobs_pb2.TASK_STATE_INIT))
+    assert book.still(0.0, 60.0) == []
+    assert book.still(100.0, 60.0) == []
+
+
+def test_time_in_which_the_host_does_not_answer_does_not_count() -> None:
+    book = a_working_book("stuck")
+    book.still(50.0, 60.0)
+    assert book.still(0.0, 60.0) == []  # the first answer after a silence
+    assert book.still(10.0, 60.0) == [("stuck", 60.0)]
+
+
+def test_a_task_may_have_a_limit_of_its_own() -> None:
+    book = a_book()
+    book.care(hostagent_pb2.TaskSpec(task_id="patient"), None, 120.0)
+    book.accepted("patient")
+    book.heard(a_status("patient", RUNNING, 10))
+    book.still(0.0, 60.0)
+    assert book.still(100.0, 60.0) == []
+    assert book.still(20.0, 60.0) == [("patient", 120.0)]

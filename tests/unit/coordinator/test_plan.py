@@ -66,8 +66,8 @@ formers = st.none() | st.builds(Former, texts, texts, arguments)
 leaves = st.one_of(
     options.map(lambda o: nothing(**o)),
     st.builds(
-        lambda o, h, v, a, e, d, g: task(h, v, a, entity=e, deadline=d, expected_generation=g, **o),
-        *(options, texts, texts, arguments, st.none() | refs, seconds, st.none() | st.integers(0, 9)),
+        lambda o, h, v, a, e, d, g, s: task(h, v, a, entity=e, deadline=d, expected_generation=g, stall_seconds=s, **o),
+        *(options, texts, texts, arguments, st.none() | refs, seconds, st.none() | st.integers(0, 9), seconds),
     ),
     st.builds(
         lambda o, h, v, a, e, d: call(h, v, a, entity=e, deadline=d, **o),

@@ -96,7 +96,9 @@ class Stage:
     async def read_entities(self, refs: Sequence[jobstore_pb2.EntityRef]) -> list[jobs_pb2.Entity]:
         return [self.disk for _ in refs]
 
-    def start(self, host_id: str, spec: hostagent_pb2.TaskSpec, deadline: float | None) -> None:
+    def start(
+        self, host_id: str, spec: hostagent_pb2.TaskSpec, deadline: float | None, stall_seconds: float | None
+    ) -> None:
         self.specs.append(spec)
 
     def on_entities(self, heard: Any) -> None:

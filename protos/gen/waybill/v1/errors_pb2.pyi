@@ -122,6 +122,8 @@ class _ReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_Reason.ValueTy
     """A stored command's type is not registered here any more; its row is kept."""
     REASON_SKIPPED: _Reason.ValueType  # 88
     """Planned, never begun, because of the part named in metadata `step_id`."""
+    REASON_TASK_STALLED: _Reason.ValueType  # 90
+    """A task made no progress for so long that it was stopped; metadata `task_id`; code DEADLINE_EXCEEDED."""
     REASON_FORCE_ENDED: _Reason.ValueType  # 89
     """Ended by force; the message says by whom and why."""
     REASON_REVISION_COMPACTED: _Reason.ValueType  # 100
@@ -263,6 +265,8 @@ REASON_COMMAND_TYPE_GONE: Reason.ValueType  # 87
 """A stored command's type is not registered here any more; its row is kept."""
 REASON_SKIPPED: Reason.ValueType  # 88
 """Planned, never begun, because of the part named in metadata `step_id`."""
+REASON_TASK_STALLED: Reason.ValueType  # 90
+"""A task made no progress for so long that it was stopped; metadata `task_id`; code DEADLINE_EXCEEDED."""
 REASON_FORCE_ENDED: Reason.ValueType  # 89
 """Ended by force; the message says by whom and why."""
 REASON_REVISION_COMPACTED: Reason.ValueType  # 100
