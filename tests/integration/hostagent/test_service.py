@@ -111,6 +111,42 @@ async def test_a_task_that_expects_another_generation_is_refused(agent: HostClie
     assert await agent.start_all(right) == [""]  # a repeat is judged by what it was, not by what it did
 
 
+@pytest.mark.rule("semantics §3: a fence (raising the generation) makes sure that it no longer will")
+@pytest.mark.parametrize("verb", ["extendImageSize", "deleteImage"])
+async def test_a_task_that_heeds_no_stop_changes_nothing_any_more_once_its_volume_is_fenced(
+    agent: HostClient, verb: str
+) -> None:
+    await agent.run("createVolume", volume_id="v1", size_mb=10)
+    await agent.program({"verb": verb, "outcome": "deaf", "work_ms": 500})
+    arguments = {"size_mb": 20} if verb == "extendImageSize" else {}
+    task = a_spec(verb, volume_id="v1", fields={"expected_generation": 1}, **arguments)
+    assert await agent.start_all(task) == [""]
+    assert (await agent.stop(task.task_id)).state == jobs_pb2.TASK_STATE_ABORTING
+    fence = {"volume_id": "v1", "generation": 1, "fenced_generation": 101, "writer": task.task_id}
+    fenced = await agent.call("fenceVolume", **fence)
+    assert values.value_to_plain(fenced.answer)["outcome"] == "FENCED"
+    ended = await agent.end_of(task.task_id)
+    assert (ended.result, reason_in(ended.error)) == (CLEAN_FAILURE, "GENERATION_MISMATCH")
+    assert (await agent.object("v1")).generation == 101
+    assert (await agent.counted("v1", verb))[1] == 0
+    again = await agent.call("fenceVolume", **fence)
+    assert values.value_to_plain(again.answer)["outcome"] == "FENCED"
+    assert await agent.counted("v1", "fenceVolume") == (2, 1)
+
+
+@pytest.mark.rule("semantics §3: So one read of an object tells whether a silent host did the work")
+async def test_a_fence_tells_that_a_task_had_done_its_work(agent: HostClient) -> None:
+    done = a_spec("createVolume", volume_id="v1", size_mb=10, fields={"expected_generation": 0})
+    await agent.start_all(done)
+    await agent.end_of(done.task_id)
+    for task_id, outcome in ((done.task_id, "DONE"), ("somebody else", "DOUBTFUL")):
+        fence = {"volume_id": "v1", "generation": 0, "fenced_generation": 100, "writer": task_id}
+        answer = (await agent.call("fenceVolume", **fence)).answer
+        assert values.value_to_plain(answer) == {"outcome": outcome, "generation": 1, "legality": "LEGAL"}
+    none = await agent.call("fenceVolume", **{**fence, "volume_id": "none"})
+    assert reason_in(none.error) == "OBJECT_NOT_FOUND"
+
+
 @pytest.mark.rule("semantics §3: a full queue refuses with a retryable code")
 async def test_a_full_queue_says_when_to_come_again(tmp_path: Path) -> None:
     async with agent_here(tmp_path, Settings(queue=3)) as agent:

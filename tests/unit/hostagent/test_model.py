@@ -9,7 +9,7 @@ import pytest
 from chassis.clock import ManualClock
 from chassis.errors import WaybillError
 from hostagent.drivers.sim.documents import Documents
-from hostagent.drivers.sim.model import Legality, Model, ObjectKey, Vm, VmState, Volume
+from hostagent.drivers.sim.model import Fenced, Legality, Model, ObjectKey, Vm, VmState, Volume
 
 
 def a_model() -> Model:
@@ -29,7 +29,7 @@ def test_a_volume_is_illegal_until_it_is_made() -> None:
     model.begin_making("v", 10, "t1")
     assert model.volume("v") == Volume(10, Legality.ILLEGAL, 0, writer="t1", maker="t1")
     assert model.finish_writing("v") == 1
-    assert model.volume("v") == Volume(10, Legality.LEGAL, 1, writer="", maker="t1")
+    assert model.volume("v") == Volume(10, Legality.LEGAL, 1, writer="", maker="t1", written_by="t1")
 
 
 @pytest.mark.rule("semantics §3: ILLEGAL before writing, LEGAL and generation + 1 at the end")
@@ -71,6 +71,50 @@ def test_a_task_that_expects_another_generation_is_refused() -> None:
     with pytest.raises(WaybillError) as refused:
         model.expect_generation("v", 0)
     assert (refused.value.reason, refused.value.metadata["generation"]) == ("GENERATION_MISMATCH", "1")
+
+
+@pytest.mark.rule("semantics §3: a fence (raising the generation) makes sure that it no longer will")
+def test_a_fence_raises_the_generation_under_a_task_that_writes() -> None:
+    model = with_volume()
+    former = asdict(model.volume("v"))
+    model.begin_writing("v", "t1")
+    assert model.fence("v", 1, 101, "t1") is Fenced.FENCED
+    assert (model.volume("v").legality, model.volume("v").generation) == (Legality.ILLEGAL, 101)
+    with pytest.raises(WaybillError, match="has generation 101, not 1"):
+        model.expect_generation("v", 1)
+    with pytest.raises(WaybillError, match="changed since"):
+        model.restore_volume("v", former, "t1")
+    assert model.fence("v", 1, 101, "t1") is Fenced.FENCED  # a repeat
+    assert model.volume("v").generation == 101
+
+
+def test_what_had_not_begun_to_write_when_it_was_fenced_has_done_no_harm() -> None:
+    model = with_volume()
+    assert model.fence("v", 1, 101, "t1") is Fenced.FENCED
+    assert model.volume("v").legality is Legality.LEGAL
+
+
+@pytest.mark.rule("semantics §3: So one read of an object tells whether a silent host did the work")
+def test_a_fence_that_comes_too_late_finds_the_work_done() -> None:
+    model = with_volume()
+    model.begin_writing("v", "t1")
+    model.finish_writing("v", size_mb=20)
+    assert model.fence("v", 1, 101, "t1") is Fenced.DONE
+    assert (model.volume("v").legality, model.volume("v").generation) == (Legality.LEGAL, 2)
+
+
+def test_a_fence_takes_nobody_else_s_work_for_a_task_s() -> None:
+    model = with_volume()
+    model.begin_writing("v", "t2")
+    model.finish_writing("v")
+    assert model.fence("v", 1, 101, "t1") is Fenced.DOUBTFUL
+    model.begin_writing("v", "t1")
+    assert model.fence("v", 1, 101, "t1") is Fenced.DOUBTFUL
+    model.finish_writing("v")
+    assert model.fence("v", 1, 101, "t1") is Fenced.DOUBTFUL
+    with pytest.raises(WaybillError) as refused:
+        model.fence("none", 0, 100, "t1")
+    assert refused.value.reason == "OBJECT_NOT_FOUND"
 
 
 def test_a_change_is_taken_back_in_the_middle_of_it() -> None:

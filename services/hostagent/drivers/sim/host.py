@@ -2,7 +2,7 @@
 
     draw a rule ─▶ the verb: prepare ─▶ toil ─▶ effect, counted and kept under the task id, one fsync ─▶ answer
          │                               │                                                      │
-         └ silent                        ├ takes its time, with progress                        └ crash: dies here
+         └ silent                        ├ takes its time, with progress; deaf: without          └ crash: dies here
                                          └ hang, lose, fail, crash_before: all is prepared, nothing is done
 
 A task whose effect is in the model already (the agent died before its ledger said done) is answered from there.
@@ -63,7 +63,12 @@ class Attempt:
     async def toil(self) -> None:
         """Takes the time that the work takes, and runs into the trouble that it is programmed to have."""
         usual = 0.0 if self._verb.is_call else self._sim.usual_work_ms
-        if work_ms := usual if self.rule.work_ms is None else self.rule.work_ms:
+        work_ms = usual if self.rule.work_ms is None else self.rule.work_ms
+        if self.rule.outcome is Outcome.DEAF:
+            self._work.begin_effect()  # from here on nobody interrupts it
+            await self._sim.clock.sleep(work_ms / 1000)
+            return
+        if work_ms:
             await self._spend(work_ms / 1000)
         if self.rule.outcome is not Outcome.SUCCESS:
             await self._have_trouble()

@@ -2,7 +2,8 @@
 
 A volume is ILLEGAL while somebody writes to it (`writer`, a task id) and LEGAL with its generation raised by one when
 that is done. So one look at it tells whether a silent host did the work, and a task that expects another generation is
-refused. Two tasks never write to one volume at a time; deleting is always allowed.
+refused. Two tasks never write to one volume at a time; deleting is always allowed. A fence raises the generation under
+the task that is writing: what that has begun it cannot finish any more, nor take back.
 
 Counters, by object and verb: *attempts*, how often a verb was begun, and *effects*, how often it changed something.
 What a task did is kept under its id, in the same transaction as the effect, until the task is cleared: a task that is
@@ -38,6 +39,15 @@ class Legality(StrEnum):
     ILLEGAL = "ILLEGAL"
 
 
+class Fenced(StrEnum):
+    """What a fence found."""
+
+    FENCED = "FENCED"
+    """The work was not done, and never will be."""
+    DONE = "DONE"
+    DOUBTFUL = "DOUBTFUL"
+
+
 class VmState(StrEnum):
     """Where a VM is in its life on this host."""
 
@@ -66,6 +76,8 @@ class Volume:
     """Id of the task that writes to it, or that left it ILLEGAL; empty while it is LEGAL."""
     maker: str = ""
     """Id of the task that made it."""
+    written_by: str = ""
+    """Id of the task that raised its generation last; empty if a fence did, or nobody."""
     snapshots: list[str] = field(default_factory=list)
     replicating: bool = False
     """What its VM writes goes to a copy as well."""
@@ -145,10 +157,25 @@ class Model:
         """Makes a volume LEGAL, with what has changed and the next generation, which it returns."""
         volume = self.volume(volume_id)
         generation = volume.generation + 1
-        self._put_volume(
-            volume_id, replace(volume, legality=Legality.LEGAL, writer="", generation=generation, **changes)
+        finished = replace(
+            volume, legality=Legality.LEGAL, writer="", written_by=volume.writer, generation=generation, **changes
         )
+        self._put_volume(volume_id, finished)
         return generation
+
+    def fence(self, volume_id: str, generation: int, raised: int, writer: str) -> Fenced:
+        """Has a task that expects a generation write to the volume no more, or finds that it has done its work.
+
+        Raises OBJECT_NOT_FOUND.
+        """
+        volume = self.volume(volume_id)
+        if volume.generation == generation:
+            self._put_volume(volume_id, replace(volume, generation=raised, writer="", maker="", written_by=""))
+            return Fenced.FENCED
+        if volume.generation == raised and not volume.written_by:
+            return Fenced.FENCED
+        is_its_work = volume.generation == generation + 1 and volume.written_by == writer
+        return Fenced.DONE if is_its_work and volume.legality is Legality.LEGAL else Fenced.DOUBTFUL
 
     def change_volume(self, volume_id: str, **changes: Json) -> None:
         """Changes what is not its content."""

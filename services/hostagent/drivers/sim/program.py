@@ -11,6 +11,7 @@ agent once does not kill the next agent too. `simProgram` itself fits no rule.
 | success | as usual, in `work_ms` |
 | fail, fail_dirty | the work fails with `error` and is rolled back; the roll-back fails too |
 | hang | the work never ends by itself |
+| deaf | the work takes `work_ms` in which it makes no progress and cannot be stopped, and goes on then |
 | refuse | not even accepted, with `error` |
 | crash_before, crash | the agent dies at once: before the effect; after it, before the ledger says done |
 | lose | the agent forgets the task |
@@ -45,6 +46,7 @@ class Outcome(StrEnum):
     FAIL = "fail"
     FAIL_DIRTY = "fail_dirty"
     HANG = "hang"
+    DEAF = "deaf"
     REFUSE = "refuse"
     CRASH_BEFORE = "crash_before"
     CRASH = "crash"

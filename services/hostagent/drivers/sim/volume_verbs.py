@@ -50,8 +50,9 @@ async def copy_image(sim: Sim, attempt: Attempt, *, source_volume_id: ObjectId, 
 async def move_image(sim: Sim, attempt: Attempt, *, source_volume_id: ObjectId, volume_id: ObjectId) -> Json:
     """Copies a volume to a new one and removes the old one."""
     size_mb = sim.model.volume(source_volume_id).size_mb
-    await _begin_making(sim, attempt, volume_id, size_mb)
+    begun = await _begin_making(sim, attempt, volume_id, size_mb)
     await attempt.toil()
+    sim.model.expect_generation(volume_id, begun)
     generation = sim.model.finish_writing(volume_id)
     sim.model.remove_volume(source_volume_id)
     return await attempt.take_effect({"generation": generation})
@@ -96,6 +97,23 @@ async def extend_image_size(sim: Sim, attempt: Attempt, *, volume_id: ObjectId, 
     return await _rewrite(sim, attempt, volume_id, size_mb=max(size_mb, sim.model.volume(volume_id).size_mb))
 
 
+@driver.call("fenceVolume")
+async def fence_volume(
+    sim: Sim, attempt: Attempt, *, volume_id: ObjectId, generation: int, fenced_generation: int, writer: str
+) -> Json:
+    """Has a silent task (`writer`) that expects a generation of a volume write to it no more, by giving it another one.
+
+    Answers with the volume's generation and legality as they are then, and the outcome: FENCED; or DONE, if the task
+    had done its work before; or DOUBTFUL, if nobody can tell.
+    """
+    await attempt.toil()
+    former = sim.model.volume(volume_id)
+    fenced = sim.model.fence(volume_id, generation, fenced_generation, writer)
+    volume = sim.model.volume(volume_id)
+    answer = {"outcome": fenced.value, "generation": volume.generation, "legality": volume.legality.value}
+    return answer if volume == former else await attempt.take_effect(answer)
+
+
 @driver.call("replicateDiskStart")
 async def replicate_disk_start(sim: Sim, attempt: Attempt, *, vm_id: ObjectId, volume_id: ObjectId) -> Json:
     """Begins to write a running VM's disk to its copy as well; if that is so already, nothing changes."""
@@ -128,24 +146,29 @@ async def replicate_disk_finish(
 
 
 async def _make(sim: Sim, attempt: Attempt, volume_id: str, size_mb: int, **content: Json) -> Json:
-    await _begin_making(sim, attempt, volume_id, size_mb)
+    begun = await _begin_making(sim, attempt, volume_id, size_mb)
     await attempt.toil()
+    sim.model.expect_generation(volume_id, begun)
     return await attempt.take_effect({"generation": sim.model.finish_writing(volume_id, **content)})
 
 
-async def _begin_making(sim: Sim, attempt: Attempt, volume_id: str, size_mb: int) -> None:
+async def _begin_making(sim: Sim, attempt: Attempt, volume_id: str, size_mb: int) -> int:
+    """Returns the generation that it must have still when the work is done: else somebody has fenced it."""
     attempt.check_generation(volume_id)
     await attempt.recover_by("discardVolume", volume_id=volume_id)
     sim.model.begin_making(volume_id, size_mb, attempt.task_id)
     await sim.save()
+    return sim.model.volume(volume_id).generation
 
 
 async def _rewrite(sim: Sim, attempt: Attempt, volume_id: str, **changes: Json) -> Json:
     attempt.check_generation(volume_id)
-    await _register_restoring(attempt, volume_id, sim.model.volume(volume_id))
+    begun = sim.model.volume(volume_id)
+    await _register_restoring(attempt, volume_id, begun)
     sim.model.begin_writing(volume_id, attempt.task_id)
     await sim.save()
     await attempt.toil()
+    sim.model.expect_generation(volume_id, begun.generation)
     return await attempt.take_effect({"generation": sim.model.finish_writing(volume_id, **changes)})
 
 
@@ -157,6 +180,8 @@ async def _delete(sim: Sim, attempt: Attempt, volume_id: str) -> Json:
         sim.model.begin_deleting(volume_id, attempt.task_id)
         await sim.save()
     await attempt.toil()
+    if volume is not None and sim.model.find_volume(volume_id) is not None:
+        sim.model.expect_generation(volume_id, volume.generation)
     if not sim.model.remove_volume(volume_id):
         return _MISSING
     return await attempt.take_effect()
