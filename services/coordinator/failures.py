@@ -87,6 +87,24 @@ def is_stall(failure: Failure | None) -> bool:
     return failure is not None and failure.reason == "TASK_STALLED"
 
 
+def is_of_another_memory(failure: Failure | None) -> bool:
+    """Tells whether it says that the host's memory is not the one that a task was made for."""
+    if failure is None:
+        return False
+    return failure.reason == "INCARNATION_CHANGED" or (
+        failure.reason == "TASK_LOST" and "incarnation" in failure.metadata
+    )
+
+
+def task_fenced(leaf: Leaf) -> Failure:
+    """It can do its work no more."""
+    metadata = {"task_id": leaf.task_id}
+    if leaf.error is not None and is_stall(leaf.error):
+        return Failure(DEADLINE_EXCEEDED, "TASK_STALLED", f"{leaf.error.message}, and fenced", metadata)
+    message = f"{leaf.host_id} lost its memory before {leaf.verb} was done; fenced"
+    return Failure(DATA_LOSS, "TASK_FAILED", message, metadata)
+
+
 def not_seen_in_time(leaf: Leaf) -> Failure:
     """A wait's deadline passed."""
     return Failure(DEADLINE_EXCEEDED, "DEADLINE_EXCEEDED", f"{leaf.entity} was not seen in time")

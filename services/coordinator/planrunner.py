@@ -24,7 +24,7 @@ from collections.abc import Iterable
 from typing import Any, Final, Protocol
 
 from coordinator import events as ev
-from coordinator import failures, leaves, waits
+from coordinator import failures, fences, leaves, waits
 from coordinator.book import Book
 from coordinator.cancellation import Cancellation
 from coordinator.nodes import LiveCommand, Node, NodeState, Outcome
@@ -69,6 +69,7 @@ class PlanRunner:
         self._cancellation = cancellation
         self._turn = turn
         self._open: dict[str, Node] = {}  # begun leaves that are not over, by id
+        self._fences: dict[str, Node] = {}  # calls that fence tasks and are not over, by id; the task's node
         self._places: set[tuple[str, int, str]] = set()  # where something had begun when a cancelled flow is taken up
 
     def let_go(self) -> None:
@@ -133,11 +134,12 @@ class PlanRunner:
             leaves.know_plan(leaf, node.plan)
         node.leaf = leaf
         self.start_work(node)
-        if leaf.over:
-            self.over(node, leaves.outcome_of(leaf), leaf.error)
-        else:
+        fenced = not fresh and leaf.kind is LeafKind.TASK and self._take_up_fence(node)
+        if not leaf.over:
             self._open[task_id] = node
             self._ask(node, leaf, fresh)
+        elif not fenced:
+            self.over(node, leaves.outcome_of(leaf), leaf.error)
 
     def _ask(self, node: Node, leaf: Leaf, fresh: bool) -> None:
         """Has its host begin: once the intent is stored, or at once if it is."""
@@ -152,7 +154,7 @@ class PlanRunner:
         asked = self._outbox.acts if fresh else self._turn.effects
         if leaf.deadline and leaf.kind is not LeafKind.CALL:
             asked.append(ev.SetTimer(f"leaf {leaf.task_id}", leaf.deadline))
-        if leaf.kind is LeafKind.TASK:
+        if leaf.kind is LeafKind.TASK and (leaf.error is None or failures.is_stall(leaf.error)):
             asked.append(ev.Start(leaf))
             if leaf.state == "ABORTING":
                 asked.append(ev.Stop(leaf))
@@ -228,9 +230,13 @@ class PlanRunner:
         """A host says how a task or call is. True if that decided something."""
         node = self._open.get(report.task_id)
         if node is None or node.leaf is None or node.leaf.kind is LeafKind.WAIT:
-            return False
+            return self._fence_over(report)
         leaf = node.leaf
-        if report.lost:
+        if report.lost and failures.is_of_another_memory(report.error) and self._may_be_found_out(node, leaf):
+            self._book.change_leaf(leaf)
+            leaf.error = report.error
+            self._fence(node, leaf)
+        elif report.lost:
             self._end_leaf(node, leaf, "UNKNOWN", "", report.error or failures.task_lost(leaf))
         elif report.result:
             self._book.change_leaf(leaf)
@@ -245,7 +251,8 @@ class PlanRunner:
     def stalled(self, event: ev.TaskStalled) -> bool:
         """A task makes no progress: it is stopped, durably and aloud. True if that is new.
 
-        It is over only when its host says so: what is silent may still be at work.
+        It is over only when its host says so, for what is silent may still be at work; or when it is fenced, which is
+        tried if the stop has not helped for as long again.
         """
         node = self._open.get(event.task_id)
         if node is None or node.leaf is None or node.leaf.kind is not LeafKind.TASK:
@@ -253,7 +260,7 @@ class PlanRunner:
         leaf = node.leaf
         self._outbox.acts.append(ev.Stop(leaf))
         if failures.is_stall(leaf.error):
-            return False
+            return self._may_be_found_out(node, leaf) and self._fence(node, leaf)
         self._book.change_leaf(leaf)
         leaf.state, leaf.error = "ABORTING", failures.task_stalled(leaf, event.seconds)
         self._book.pending.events.append(leaves.stalled(leaf, event.seconds))
@@ -328,7 +335,66 @@ class PlanRunner:
         if leaf.kind is LeafKind.WAIT:
             self.waits.close(leaf)
         del self._open[leaf.task_id]
-        self.over(node, leaves.outcome_of(leaf), leaf.error)
+        if not (self._fences and self._is_being_fenced(node)):
+            self.over(node, leaves.outcome_of(leaf), leaf.error)
+
+    # --- fences ------------------------------------------------------------------------------------------------------
+
+    def _may_be_found_out(self, node: Node, leaf: Leaf) -> bool:
+        """Tells whether a fence can tell, or may still tell, what a task has done."""
+        if leaf.kind is not LeafKind.TASK or not fences.is_possible(leaf):
+            return False
+        return self._is_being_fenced(node) or node.id("fence") not in self._book.leaves
+
+    def _is_being_fenced(self, node: Node) -> bool:
+        return any(each is node for each in self._fences.values())
+
+    def _fence(self, node: Node, leaf: Leaf) -> bool:
+        """Has a task fenced, unless that is on its way. True if it was not."""
+        self._outbox.urgent = True
+        if self._is_being_fenced(node):
+            return False
+        fence = fences.intent(node, leaf)
+        self._book.add_leaf(fence)
+        self._fences[fence.task_id] = node
+        self._outbox.acts.append(ev.CallHost(fence))
+        return True
+
+    def _take_up_fence(self, node: Node) -> bool:
+        """Finds the fence of a task in the rows. True if it is not over: nor is the node, then."""
+        fence = self._book.leaves.get(node.id("fence"))
+        if fence is None or fence.over:
+            return False
+        self._fences[fence.task_id] = node
+        if not self._turn.silent:
+            self._turn.effects.append(ev.CallHost(fence))
+        return True
+
+    def _fence_over(self, report: ev.LeafReported) -> bool:
+        """A host says how a fence is. True if that decided something."""
+        node = self._fences.get(report.task_id)
+        if node is None or node.leaf is None or not (report.result or report.lost):
+            return False
+        del self._fences[report.task_id]
+        leaf, fence = node.leaf, self._book.leaves[report.task_id]
+        self._book.change_leaf(fence)
+        fence.state, fence.result = ("UNKNOWN", "") if report.lost else ("FINISHED", report.result)
+        fence.error, fence.answer = report.error, leaves.answer_in(fence, report)
+        if leaf.over:  # its host has said so meanwhile, and knows better
+            self.over(node, leaves.outcome_of(leaf), leaf.error)
+            return True
+        result = fences.result_of(leaf, fence)
+        self._book.pending.events.append(fences.told(leaf, fence, result))
+        self._outbox.urgent = True
+        if result == "SUCCESS":
+            self._book.change_leaf(leaf)
+            leaf.answer = fences.answer_of(fence)
+            self._end_leaf(node, leaf, "FINISHED", result, None)
+        elif result:
+            self._end_leaf(node, leaf, "FINISHED", result, failures.task_fenced(leaf))
+        elif failures.is_of_another_memory(leaf.error):
+            self._end_leaf(node, leaf, "UNKNOWN", "", leaf.error)
+        return True
 
 
 _BEGIN: Final[dict[type[Plan], Any]] = {

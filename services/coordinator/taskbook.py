@@ -230,7 +230,7 @@ class TaskBook:
             for task_id, entry in self._entries.items()
             if entry.incarnation and entry.incarnation != incarnation
         ]
-        return [self._lose(task_id, "the host's data were replaced") for task_id in strangers]
+        return [self._lose(task_id, "the host's data were replaced", incarnation=incarnation) for task_id in strangers]
 
     def question(self) -> int:
         """A question about the host's tasks is about to be asked; returns its number, for `denied`."""
@@ -266,20 +266,20 @@ class TaskBook:
         """Gives a task up as lost, for a reason found elsewhere."""
         return self._lose(task_id, why) if task_id in self._entries else None
 
-    def lost(self, task_id: str, why: str) -> TaskReport:
+    def lost(self, task_id: str, why: str, **metadata: str) -> TaskReport:
         """Returns the report of a task or call that is given up as lost."""
-        return self._lost(task_id, _lost_error(f"{task_id} on host {self.host_id} is lost: {why}"))
+        return self._lost(task_id, _lost_error(f"{task_id} on host {self.host_id} is lost: {why}", **metadata))
 
-    def _lose(self, task_id: str, why: str) -> TaskReport:
+    def _lose(self, task_id: str, why: str, **metadata: str) -> TaskReport:
         self.forget(task_id)
-        return self.lost(task_id, why)
+        return self.lost(task_id, why, **metadata)
 
     def _lost(self, task_id: str, error: status_pb2.Status) -> TaskReport:
         return TaskReport(self.host_id, task_id, "UNKNOWN", error=error, incarnation=self.incarnation, lost=True)
 
 
-def _lost_error(message: str) -> status_pb2.Status:
-    return failed_precondition("TASK_LOST", message).to_status()
+def _lost_error(message: str, **metadata: str) -> status_pb2.Status:
+    return failed_precondition("TASK_LOST", message, **metadata).to_status()
 
 
 def plain(value: struct_pb2.Value) -> Any:

@@ -164,6 +164,7 @@ class Scenario:
         """A host reports a task or call."""
         if result or fields.get("lost"):
             self.begun.pop(task_id, None)
+            self.stopped = [each for each in self.stopped if each != task_id or not fields.get("lost")]
         self.take(ev.LeafReported(task_id, result, **fields))
 
     def loses(self, verb: str) -> None:

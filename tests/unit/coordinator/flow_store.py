@@ -12,6 +12,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
+from coordinator.fences import FENCE
 from coordinator.mutations import Mutations
 from coordinator.plan import EntityRef, Former, Observation
 from coordinator.rows import (
@@ -220,7 +221,7 @@ class Store:
         self.time += 1
         self.sequence = commit.sequence
         if self.job is not None and self.job.cancel_requested_by:
-            begun_by = [leaf.command_id for leaf in commit.new_leaves]
+            begun_by = [leaf.command_id for leaf in commit.new_leaves if leaf.verb != FENCE]
             begun_by += [command.parent_command_id for command in commit.new_commands]
             assert all(self._cleans(each, commit) for each in begun_by), "something begins though the job is to stop"
         self._apply_job(commit)
