@@ -24,6 +24,7 @@ from tests.unit.coordinator.flow_store import Entity, Store, Written, written
 
 from coordinator import events as ev
 from coordinator.attempts import FailedAttempt
+from coordinator.failures import is_of_another_memory
 from coordinator.flow import END_ATTEMPTS, FlowTree
 from coordinator.plan import Attempt, Child, Cleanup, EntityRef, Observation, Plan, nothing
 from coordinator.reuse import Reuse
@@ -164,7 +165,6 @@ class Scenario:
         """A host reports a task or call."""
         if result or fields.get("lost"):
             self.begun.pop(task_id, None)
-            self.stopped = [each for each in self.stopped if each != task_id or not fields.get("lost")]
         self.take(ev.LeafReported(task_id, result, **fields))
 
     def loses(self, verb: str) -> None:
@@ -440,13 +440,14 @@ class Scenario:
             elif (kind == "leaf" and not self._is_over(name)) or (kind == "deadline" and at > self.now):
                 asked.add(("timer", key))
         asked |= {("wait", str(ref)) for ref in self.tree.waits_for()}
-        asked |= {("stop", task_id) for task_id in self.stopped if not self._is_over(task_id)}
+        asked |= {("stop", task_id) for task_id in self.stopped if not self._is_over(task_id, or_replaced=True)}
         asked |= {("clear", task_id) for task_id in self.cleared}
         return asked
 
-    def _is_over(self, task_id: str) -> bool:
+    def _is_over(self, task_id: str, *, or_replaced: bool = False) -> bool:
+        """`or_replaced`: or its host has another memory, so that there is nothing to be asked of it."""
         leaf = self.tree.leaves.get(task_id)
-        return leaf is not None and leaf.over
+        return leaf is not None and (leaf.over or (or_replaced and is_of_another_memory(leaf.error)))
 
     # --- what is stored ----------------------------------------------------------------------------------------------
 

@@ -31,6 +31,7 @@ from tests.unit.coordinator.flow_scenario import (
 from tests.unit.coordinator.flow_store import Entity
 
 from coordinator import events as ev
+from coordinator.fences import FENCE, RAISE
 from coordinator.plan import (
     Attempt,
     Call,
@@ -56,6 +57,13 @@ from coordinator.rows import Cancel, Command, CommandStatus, DependencyPolicy, F
 TYPES = ("Root", "One", "Two", "Three")
 LOCKS = (EntityRef("VM", "lock-1"), EntityRef("VM", "lock-2"))
 STATES = ("UP", "DOWN", "PAUSED")
+REPLACED = Failure(9, "TASK_LOST", "the host's data were replaced", {"incarnation": "i2"})
+VOLUME_SAYS = (
+    {"outcome": "DONE", "generation": 4, "legality": "LEGAL"},
+    {"outcome": "FENCED", "generation": 3 + RAISE, "legality": "LEGAL"},
+    {"outcome": "FENCED", "generation": 3 + RAISE, "legality": "ILLEGAL"},
+    {"outcome": "DOUBTFUL", "generation": 5, "legality": "LEGAL"},
+)
 LONGEST = 2_000
 
 
@@ -157,6 +165,8 @@ class Storm:
             return Call(host_id="h2", verb="call", entity=entity, **options)
         if dice < 70 and below:
             return Child(command_type=self.rng.choice(below), **options)
+        if self._chance(40):
+            options |= {"arguments": {"volume_id": "v1"}, "expected_generation": 3}
         return Task(host_id="h1", verb="work", entity=entity, deadline=self.rng.choice([None, None, 15]), **options)
 
     def _options(self) -> dict[str, Any]:
@@ -202,6 +212,7 @@ class Storm:
         possible += [self._another_ends] * bool(self._others())
         if faults:
             possible += [self._repeat_report, self._cancel, self._crash, self._crash, self._meddle, self._wish]
+            possible += [self._stall] * bool(flow.begun)
         self.rng.choice(possible)()
 
     def _note(self, what: str) -> None:
@@ -248,7 +259,11 @@ class Storm:
         self._number += 1
         numbers = {"observation_number": self._number, "incarnation": "i1"}
         dice = self.rng.randrange(100)
-        if leaf.task_id in self.flow.stopped and dice < 60:
+        if leaf.verb == FENCE and dice < 80:
+            said = self.rng.choice(VOLUME_SAYS)
+            self._note(f"fence {said['outcome']}")
+            fate = ev.LeafReported(leaf.task_id, "SUCCESS", answer=said, **numbers)
+        elif leaf.task_id in self.flow.stopped and dice < 60:
             fate = ev.LeafReported(leaf.task_id, "CLEAN_SUCCESS", error=HOST_STOPPED, **numbers)
         elif dice < 84:
             fate = ev.LeafReported(leaf.task_id, "SUCCESS", **numbers)
@@ -258,7 +273,7 @@ class Storm:
             error = HOST_STOPPED if self._chance(30) else BROKEN
             fate = ev.LeafReported(leaf.task_id, "CLEAN_FAILURE", error=error, **numbers)
         else:
-            fate = ev.LeafReported(leaf.task_id, lost=True, error=BROKEN if self._chance(50) else None)
+            fate = ev.LeafReported(leaf.task_id, lost=True, error=self.rng.choice([BROKEN, None, REPLACED, REPLACED]))
         self._fates[leaf.task_id] = fate
         return fate
 
@@ -266,6 +281,12 @@ class Storm:
         self._said.append(report)
         self.flow.begun.pop(report.task_id, None)
         self.flow.take(report)
+
+    def _stall(self) -> None:
+        leaf = self.flow.begun[self.rng.choice(list(self.flow.begun))]
+        if leaf.kind is LeafKind.TASK:
+            self._note("stall")
+            self.flow.take(ev.TaskStalled(leaf.task_id, 600.0))
 
     def _repeat_report(self) -> None:
         if self._said:
@@ -384,7 +405,7 @@ class Storm:
         kinds = Counter(self.flow.event_types())
         wished = bool(self.flow.job.cancel_requested_by)
         assert kinds["JOB_CANCELED"] + kinds["JOB_DEADLINE_EXCEEDED"] == wished
-        lost = sum(leaf.state == "UNKNOWN" for leaf in self.flow.store.leaves.values())
+        lost = sum(leaf.state == "UNKNOWN" and leaf.verb != FENCE for leaf in self.flow.store.leaves.values())
         assert kinds["TASK_LOST"] == lost
 
     def _judge_ends(self) -> None:
