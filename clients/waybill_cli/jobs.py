@@ -295,7 +295,7 @@ def set_priority(
     reason: Annotated[str, typer.Option(help="For the audit log.")] = "",
     output: FormatOption = Format.TABLE,
 ) -> None:
-    """Changes the priority of a job that waits to begin."""
+    """Changes the priority of a job: of what it begins from now on, and of its tasks that wait on their hosts."""
 
     async def work() -> None:
         async with session_of(context).client() as client:

@@ -173,7 +173,7 @@ class WaybillClient:
                 yield asked, None
 
     async def set_priority(self, job_id: str, priority: int, reason: str = "") -> Job:
-        """Changes the priority of a job that waits (PENDING); FailedPrecondition JOB_STARTED if it has begun."""
+        """Changes the priority of a job and of its tasks that wait; FailedPrecondition JOB_ENDED if it is over."""
         request = coordinator.SetPriorityRequest(job_id=job_id, priority=priority, reason=reason)
         return await self._runs.call(self._coordinator.SetPriority, request)
 

@@ -160,6 +160,8 @@ class Actor:
                 self._answer(self.job())
             case ev.SetTimer():
                 self._set_timer(effect)
+            case ev.Prioritise():
+                self._engine.hosts.prioritise([leaf.task_id for leaf in effect.leaves], effect.priority)
             case ev.Clear():
                 self._clear(effect.leaves)
             case ev.Stop():

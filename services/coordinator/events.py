@@ -235,6 +235,14 @@ class Stop:
 
 
 @dataclass(frozen=True, slots=True)
+class Prioritise:
+    """Have hosts give these tasks another priority, as far as they still wait."""
+
+    leaves: tuple[Leaf, ...]
+    priority: int
+
+
+@dataclass(frozen=True, slots=True)
 class Clear:
     """Have hosts forget these tasks and calls: the flow has ended."""
 
@@ -305,6 +313,7 @@ Effect = (
     | Start
     | CallHost
     | Stop
+    | Prioritise
     | Clear
     | SetTimer
     | Answer

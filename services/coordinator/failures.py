@@ -180,11 +180,6 @@ def not_cancelable(why: str) -> Failure:
     return Failure(FAILED_PRECONDITION, "NOT_CANCELABLE", why)
 
 
-def job_started(job_id: str) -> Failure:
-    """It is too late for what is possible only before a job has begun."""
-    return Failure(FAILED_PRECONDITION, "JOB_STARTED", f"job {job_id} has begun; it does not wait any more")
-
-
 def past_no_return(command_type: str) -> Failure:
     """It can only go forward."""
     message = f"{command_type} has done what cannot be undone; it will complete"

@@ -432,18 +432,21 @@ class FlowTree:
         if not self._is_news(event.request_id):
             return
         refusal = None
-        if not self._unbegun:
-            refusal = failures.job_started(self.job.job_id)
+        if self.job.status.ended:
+            refusal = failures.job_ended(self.job.job_id, self.job.status)
         elif event.priority != self.job.priority:
-            message = f"priority {event.priority} instead of {self.job.priority}{_by(event)}"
-            self._book.change_job().priority = event.priority
-            self._book.pending.priority = True
-            self._book.pending.events.append(
-                EventNote("JOB_PRIORITY_CHANGED", Severity.NORMAL, message, user=event.user)
-            )
-            self._outbox.urgent = True
+            self._prioritise(event)
         self._outbox.acts.append(ev.AnswerCancel(event.token, refusal))
         self._outbox.told.append(event)
+
+    def _prioritise(self, event: ev.PriorityAsked) -> None:
+        message = f"priority {event.priority} instead of {self.job.priority}{_by(event)}"
+        self._book.change_job().priority = event.priority
+        self._book.pending.priority = True
+        self._book.pending.events.append(EventNote("JOB_PRIORITY_CHANGED", Severity.NORMAL, message, user=event.user))
+        self._outbox.urgent = True
+        if open_tasks := self._plans.open_tasks():
+            self._outbox.acts.append(ev.Prioritise(open_tasks, event.priority))
 
     def _stop_asked(self, event: ev.StopAsked) -> None:
         if not self._is_news(event.request_id):

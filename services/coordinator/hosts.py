@@ -2,7 +2,8 @@
 
     start() ─▶ queue ─▶ one StartTasks on its way, the next gathers ─▶ accepted ─▶ TaskSource ─▶ report
                  ▲ nobody answered, or the host's queue is full: again, after a pause
-    call()  ─▶ Call, again while nobody answers ──────────────────────────────────────────────▶ report
+    prioritise() ─▶ what is queued here waits with it; what the host has is sent again, which is how it is told
+call()  ─▶ Call, again while nobody answers ──────────────────────────────────────────────▶ report
     stop()  ─▶ StopTask, again while nobody answers ─▶ the task's end is heard like any other
     clear() ─▶ queue ─▶ one ClearTasks on its way, the next gathers ─▶ cleared
 
@@ -139,6 +140,12 @@ class Hosts:
                 task_id=task_id, flow_command_id=flow_command_id, epoch=epoch, correlation_id=correlation_id
             )
         )
+
+    def prioritise(self, task_ids: Iterable[str], priority: int) -> None:
+        """Has hosts give tasks in our care another priority, as far as they still wait for a worker."""
+        for task_id in task_ids:
+            if host := self._host_of.get(task_id):
+                host.starts.prioritise(task_id, priority)
 
     def clear(self, host_id: str, task_ids: Iterable[str]) -> None:
         """Has a host forget what belongs to a flow that is over, for as long as it takes; nobody waits for it."""

@@ -300,6 +300,11 @@ class PlanRunner:
             elif leaf.kind is LeafKind.WAIT:
                 self._end_leaf(node, leaf, "FINISHED", "CLEAN_SUCCESS", failures.stopped(wish.message))
 
+    def open_tasks(self) -> tuple[Leaf, ...]:
+        """The tasks that are under way."""
+        leaves = (node.leaf for node in self._open.values())
+        return tuple(leaf for leaf in leaves if leaf is not None and leaf.kind is LeafKind.TASK)
+
     def refusal_to_stop(self, task_ids: Iterable[str]) -> Failure | None:
         """Why these cannot be stopped; None if they can, or are over."""
         for task_id in task_ids:

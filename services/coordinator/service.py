@@ -142,8 +142,6 @@ class CoordinatorService(coordinator_pb2_grpc.CoordinatorServicer):
         if job.HasField("end_time"):
             status = wire.STATUS_NAMES[job.status]
             raise failed_precondition("JOB_ENDED", f"job {job_id} has ended {status}", job_id=job_id)
-        if kind == "SET_PRIORITY" and job.status != jobs_pb2.EXECUTION_STATUS_PENDING:
-            raise failed_precondition("JOB_STARTED", f"job {job_id} has begun; it does not wait any more")
         intent = jobstore_pb2.FlowRequest(
             request_id=self._ids.new(),
             flow_command_id=job.flow_command_id,

@@ -45,6 +45,11 @@ class Starts:
         if self._sender is None:
             self._sender = self._around.background.start(self._send(), f"starts of host {self._link.host_id}")
 
+    def prioritise(self, task_id: str, priority: int) -> None:
+        """Gives a task another priority: it is sent with it, or once more if the host may have it waiting already."""
+        if entry := self._book.prioritise(task_id, priority):
+            self.add(entry)
+
     def is_in_flight(self, entry: Entry) -> bool:
         """Tells whether the host is being asked to take it right now."""
         return any(entry is each for each in self._in_flight)
@@ -70,7 +75,7 @@ class Starts:
         size = 0
         while self._queue and len(taken) < self._offer:
             entry = self._queue[0]
-            if entry.withdrawn or entry.accepted:
+            if entry.withdrawn or (entry.accepted and not entry.reprioritised):
                 self._queue.popleft()
                 continue
             size += entry.spec.ByteSize()
@@ -95,7 +100,12 @@ class Starts:
             return await self._start_each(batch, refusal)
         finally:
             self._in_flight = ()
-        return self._answered(batch, response.results)
+        again = self._answered(batch, response.results)
+        for entry, sent in zip(batch, request.tasks, strict=True):
+            entry.reprioritised = entry.spec.priority != sent.priority  # changed while it was on its way
+            if entry.reprioritised and entry.accepted:
+                self._queue.append(entry)
+        return again
 
     def _answered(self, batch: list[Entry], results: Iterable[hostagent_pb2.StartTaskResult]) -> list[Entry]:
         declined: list[Entry] = []

@@ -34,6 +34,7 @@ _STATES: Final = {number: name.removeprefix("TASK_STATE_") for name, number in j
 _RESULTS: Final = {number: name.removeprefix("TASK_RESULT_") for name, number in jobs_pb2.TaskResult.items()}
 _RESULTS[jobs_pb2.TASK_RESULT_UNSPECIFIED] = ""
 
+_WAITS: Final = (jobs_pb2.TASK_STATE_UNSPECIFIED, jobs_pb2.TASK_STATE_INIT)
 _AT_WORK: Final = (jobs_pb2.TASK_STATE_INIT, jobs_pb2.TASK_STATE_RUNNING)
 _NOT_AT_WORK: Final = (jobs_pb2.TASK_STATE_UNSPECIFIED, jobs_pb2.TASK_STATE_INIT)
 _DENIALS_TO_BELIEVE: Final = 2
@@ -74,6 +75,7 @@ class Entry:
     stall_seconds: float | None = None  # how long it may come no further; None: as all
     withdrawn: bool = False  # must not be sent any more
     accepted: bool = False
+    reprioritised: bool = False  # its host is still to be told of its priority
     incarnation: str = ""  # that accepted it; empty before
     known_since: int = 0  # number of the last question that was asked before its acceptance was known
     denials: int = 0
@@ -150,6 +152,19 @@ class TaskBook:
         entry.accepted = True
         entry.incarnation = self.incarnation
         entry.known_since = self._questions
+
+    # ---------------------------------------------------------------- priority
+
+    def prioritise(self, task_id: str, priority: int) -> Entry | None:
+        """Gives a task another priority; returns it if its host has it, and may have it waiting for a worker."""
+        entry = self._entries.get(task_id)
+        if entry is None or entry.spec.priority == priority:
+            return None
+        entry.spec.priority = priority
+        if not entry.accepted or entry.reprioritised or entry.state not in _WAITS:
+            return None  # it is still to be sent, or waits to be, or works
+        entry.reprioritised = True
+        return entry
 
     # ---------------------------------------------------------------- hearing
 

@@ -4,7 +4,8 @@ A start goes through these, in this order; the first that refuses answers it, an
 
 | check | refusal |
 | --- | --- |
-| known, or coming in: the same again is a success, if its sender owns the flow | TASK_DIFFERS, STALE_EPOCH |
+| known, or coming in: the same again is a success, if its sender owns the flow; while it waits it | |
+| takes on the priority that it comes with | TASK_DIFFERS, STALE_EPOCH |
 | made for this memory of the host | INCARNATION_CHANGED |
 | the driver has the verb, and it is of the asked kind | VERB_UNKNOWN |
 | its arguments fit | ARGUMENTS_INVALID |
@@ -18,7 +19,7 @@ If the ledger cannot be written the whole call fails as UNAVAILABLE: nothing is 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from typing import Final
 
 import grpc
@@ -61,9 +62,10 @@ class Intake:
         known: Callable[[str], LedgerRow | None],
         room: Callable[[bool], int],
         accepted: Callable[[LedgerRow], None],
+        repeated: Callable[[TaskSpec], Awaitable[None]],
     ) -> None:
         """`known` finds a live task by its id; `room` tells how many more tasks (calls, if True) may wait; `accepted`
-        is told of each new task in the moment in which it is in the ledger."""
+        is told of each new task in the moment in which it is in the ledger; `repeated` of a start of a live one."""
         self._verbs = verbs
         self._host = host
         self._ledger = ledger
@@ -72,6 +74,7 @@ class Intake:
         self._known = known
         self._room = room
         self._accepted = accepted
+        self._repeated = repeated
         self._coming: dict[str, _Coming] = {}
 
     def is_coming(self, task_id: str) -> bool:
@@ -175,6 +178,8 @@ class Intake:
         owners = [FlowOwner(specs[index].flow_command_id, specs[index].epoch) for index in repeated]
         for index, stale in zip(repeated, await self._ledger.fence(owners, self._clock.now()), strict=True):
             answers[index] = stale or answers[index]
+            if stale is None:
+                await self._repeated(specs[index])
 
 
 def _same(spec: TaskSpec, is_call: bool, row: LedgerRow) -> bool:

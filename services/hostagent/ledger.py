@@ -212,6 +212,11 @@ class Ledger:
         await self._set(row, "progress = ?", progress)
         row.progress = progress
 
+    async def prioritise(self, row: LedgerRow, priority: int) -> None:
+        """Writes down another priority."""
+        await self._set(row, "priority = ?", priority)
+        row.spec = row.spec._replace(priority=priority)
+
     async def ask_stop(self, row: LedgerRow) -> None:
         """Writes down that it is to stop."""
         await self._set(row, "stop_asked = 1")

@@ -8,6 +8,7 @@
 | what comes between | what becomes of it |
 | --- | --- |
 | the same start or call again | it meets the task that there is, or its end |
+| … with another priority | a task that waits goes on waiting with that one |
 | the caller leaves | what was begun is seen through |
 | stop of a waiting task | it leaves the queue and is ended, however busy the places are |
 | stop of a running task | written down, then its verb is cancelled where it waits |
@@ -85,7 +86,9 @@ class TaskRunner:
         self._queue = queue
         self._cleared_seconds = cleared_days * _DAY
         self._records: dict[str, Record] = {}
-        self._queued: list[tuple[int, int, Record]] = []  # a heap: the most urgent first, the stopped still among them
+        self._queued: list[
+            tuple[int, int, Record]
+        ] = []  # a heap: the most urgent first, former places still among them
         self._arrivals = itertools.count()
         self._calls = 0
         self._feed: Feed[str, Record] = Feed()
@@ -99,6 +102,7 @@ class TaskRunner:
             known=self._known,
             room=self._room,
             accepted=self._accepted,
+            repeated=self._repeated,
         )
         self._pursuit = Pursuit(
             host=host,
@@ -233,6 +237,15 @@ class TaskRunner:
         self.waiting += 1
         heapq.heappush(self._queued, (-record.spec.priority, next(self._arrivals), record))
 
+    async def _repeated(self, spec: TaskSpec) -> None:
+        """Lets a task that waits go on waiting with the priority that its start was repeated with."""
+        record = self._records.get(spec.task_id)
+        if record is None or record.taken or record.spec.priority == spec.priority:
+            return
+        await self._ledger.prioritise(record.row, spec.priority)
+        if not record.taken:  # its former place counts no more
+            heapq.heappush(self._queued, (-record.spec.priority, next(self._arrivals), record))
+
     def _publish(self, record: Record) -> None:
         self._log(record)
         self._recorder.note(record)
@@ -263,8 +276,8 @@ class TaskRunner:
 
     def _fill_places(self) -> None:
         while self.running < self._workers and self._queued:
-            _, _, record = heapq.heappop(self._queued)
-            if not record.taken:  # else it was stopped while it waited
+            urgency, _, record = heapq.heappop(self._queued)
+            if not record.taken and urgency == -record.spec.priority:  # else it was stopped, or has another place
                 self._take(record)
                 record.has_place = True
                 self.running += 1

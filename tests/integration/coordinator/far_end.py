@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from typing import Any
@@ -17,6 +17,7 @@ from chassis.server import Mount, Server
 from waybill.v1 import hostagent_pb2, hostagent_pb2_grpc, jobs_pb2, jobstore_pb2, jobstore_pb2_grpc
 
 FINISHED = jobs_pb2.TASK_STATE_FINISHED
+INIT = jobs_pb2.TASK_STATE_INIT
 RUNNING = jobs_pb2.TASK_STATE_RUNNING
 SUCCESS = jobs_pb2.TASK_RESULT_SUCCESS
 
@@ -118,6 +119,10 @@ class ScriptedHost(hostagent_pb2_grpc.HostAgentServicer):
         self.specs: dict[str, hostagent_pb2.TaskSpec] = {}
         self.batches: list[list[str]] = []
         """The ids of each StartTasks that was answered."""
+        self.takes_as = RUNNING
+        """The state of a task that it has just taken."""
+        self.priorities: defaultdict[str, list[int]] = defaultdict(list)
+        """With which each task came, time after time."""
         self.refuse: Callable[[hostagent_pb2.TaskSpec], WaybillError | None] = lambda spec: None
         self.answer: Callable[[hostagent_pb2.TaskSpec], hostagent_pb2.CallResponse] = lambda spec: (
             hostagent_pb2.CallResponse(observation_number=7)
@@ -150,12 +155,13 @@ class ScriptedHost(hostagent_pb2_grpc.HostAgentServicer):
         self.batches.append([spec.task_id for spec in request.tasks])
         response = hostagent_pb2.StartTasksResponse(agent=self.agent)
         for spec in request.tasks:
+            self.priorities[spec.task_id].append(spec.priority)
             result = response.results.add(task_id=spec.task_id)
             if refusal := self.refuse(spec):
                 result.error.CopyFrom(refusal.to_status())
             elif spec.task_id not in self.tasks:
                 self.specs[spec.task_id] = spec
-                self.tasks[spec.task_id] = hostagent_pb2.TaskStatus(task_id=spec.task_id, state=RUNNING)
+                self.tasks[spec.task_id] = hostagent_pb2.TaskStatus(task_id=spec.task_id, state=self.takes_as)
         return response
 
     async def Call(self, request: Any, _rpc: Any) -> hostagent_pb2.CallResponse:

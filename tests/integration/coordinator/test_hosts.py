@@ -6,7 +6,16 @@ import random
 from collections.abc import AsyncIterator
 
 import pytest
-from tests.integration.coordinator.far_end import FINISHED, RUNNING, SILENCE, ScriptedHost, pass_time, turns, until
+from tests.integration.coordinator.far_end import (
+    FINISHED,
+    INIT,
+    RUNNING,
+    SILENCE,
+    ScriptedHost,
+    pass_time,
+    turns,
+    until,
+)
 
 from chassis.clock import ManualClock
 from chassis.errors import WaybillError, failed_precondition, invalid_argument, not_found, resource_exhausted
@@ -133,6 +142,38 @@ async def test_a_task_is_reported_when_its_host_says_that_it_is_over(
         ("FINISHED", 100, "SUCCESS"),
     ]
     assert told.reports[-1].incarnation == hosts.incarnation_of("h1") == "i1"
+
+
+@pytest.mark.rule("semantics §8: Priority of a job and its tasks, changeable while it waits")
+@pytest.mark.usefixtures("server")
+async def test_another_priority_is_told_to_who_has_the_task_waiting_and_to_nobody_else(
+    hosts: Hosts, host: ScriptedHost, told: Told
+) -> None:
+    host.takes_as = INIT
+    await started(hosts, host, "working", "waiting")
+    host.publish("working", RUNNING, progress=40)
+    await until(lambda: told.reports)
+    gate = host.script.hold("StartTasks")
+    start(hosts, "on its way")
+    await until(lambda: host.script.asked["StartTasks"] == 2)
+    start(hosts, "queued")
+    hosts.prioritise(["working", "waiting", "on its way", "queued", "unheard of"], 7)
+    hosts.prioritise(["waiting"], 7)  # as it is
+    gate.set()
+    await until(lambda: host.priorities["on its way"] == [0, 7])
+
+    assert host.priorities == {"working": [0], "waiting": [0, 7], "on its way": [0, 7], "queued": [7]}
+
+
+@pytest.mark.usefixtures("server")
+async def test_another_priority_is_told_again_until_it_is_heard(
+    hosts: Hosts, host: ScriptedHost, clock: ManualClock
+) -> None:
+    host.takes_as = INIT
+    await started(hosts, host, "t1")
+    host.script.fail("StartTasks", SILENCE, times=20)
+    hosts.prioritise(["t1"], 7)
+    await pass_time(clock, lambda: host.priorities["t1"] == [0, 7], step=1.0)
 
 
 @pytest.mark.rule("semantics §3: Same incarnation: always send again")

@@ -258,6 +258,11 @@ async def test_a_priority_is_changed_with_a_revision(store: RunningJobstore) -> 
     [result] = await commit(store, flow.next(job=jobstore_pb2.JobChange(priority=-7)))
     rows = await loaded(store, flow)
     assert (rows.job.priority, rows.job.revision) == (-7, result.revision)
+    end = flow.last()
+    end.job.priority = 8
+    await commit(store, end)
+    rows = await loaded(store, flow)
+    assert (rows.job.priority, rows.job.status) == (8, FINISHED)
 
 
 async def test_waits_do_not_outlive_their_flows(

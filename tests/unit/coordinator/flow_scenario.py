@@ -119,6 +119,7 @@ class Scenario:
         self.answers_to_wishes: dict[int, Failure | None] = {}  # cancels and others
         self._other_wishes: set[int] = set()
         self.stopped: list[str] = []
+        self.prioritised: dict[str, int] = {}  # tasks whose hosts were told of another priority
         self.cleared: list[str] = []
         self.retries: list[Failure] = []
         self.abandoned = False
@@ -338,6 +339,10 @@ class Scenario:
                 assert leaf.task_id in self.store.leaves, "stopped before it was stored"
                 assert leaf.kind is LeafKind.TASK
                 self.stopped.append(leaf.task_id)
+            case ev.Prioritise(leaves, priority):
+                assert self.store.job is not None
+                assert self.store.job.priority == priority, "told before it is durable"
+                self.prioritised |= {leaf.task_id: priority for leaf in leaves}
             case ev.SetTimer(key, at):
                 self.timers[key] = at
             case ev.Answer():
@@ -416,7 +421,7 @@ class Scenario:
         twin.__dict__.update(self.__dict__)
         twin.store = self.store.copy()
         twin.history, twin.thorough, twin.hold = [], False, {"plan", "revise", "end"}
-        twin.stopped, twin.cleared, twin.retries = [], [], []
+        twin.stopped, twin.cleared, twin.retries, twin.prioritised = [], [], [], {}
         twin.cancel_answers, twin.answers_to_wishes, twin.runs = {}, {}, Counter(self.runs)
         twin.parts, twin.failed = {}, []
         twin._reset()

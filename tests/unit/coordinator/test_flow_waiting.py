@@ -355,9 +355,41 @@ def test_the_priority_of_who_waits_can_be_changed() -> None:
     assert flow.tree.job.priority == 7
 
 
-def test_of_what_has_begun_it_cannot() -> None:
+@pytest.mark.rule("semantics §8: Priority of a job and its tasks, changeable while it waits")
+def test_of_what_has_begun_it_counts_for_what_begins_later_and_for_tasks_that_wait_on_their_host() -> None:
+    flow = a_running_flow(serially([COPY, task("h1", "sync", step="SYNC_IMAGE_DATA")]))
+    waits = flow.leaf("copy").task_id
+    assert flow.wish(ev.PriorityAsked(1, 7, "ada")) is None
+    assert (flow.job.priority, flow.prioritised) == (7, {waits: 7})
+    assert flow.event_types() == ["JOB_PRIORITY_CHANGED"]
+    flow.crash()
+    assert flow.tree.job.priority == 7  # with which all that is sent from now on is sent
+    flow.host_says("copy")
+    assert flow.wish(ev.PriorityAsked(2, 7, "ada")) is None
+    assert flow.event_types() == ["JOB_PRIORITY_CHANGED"]  # it was that already
+
+
+def test_a_wish_that_rides_in_a_commit_which_is_taken_back_is_not_lost() -> None:
+    flow = a_flow(Script(COPY, reads=[VM]), entities=[VM])
+    flow.hold = {"commit"}
+    flow.submit()
+    flow.take_wish(ev.PriorityAsked(1, 7, "ada"))
+    flow.store.entities[VM].version += 1
+    flow.hold = set()
+    flow.settle()
+    assert (flow.job.priority, flow.event_types()) == (7, ["JOB_PRIORITY_CHANGED"])
+    assert flow.answers_to_wishes == {1: None}
+
+
+def test_of_what_has_ended_it_cannot_be_changed_even_if_nobody_knows_yet() -> None:
     flow = a_running_flow(COPY)
-    refusal = flow.wish(ev.PriorityAsked(1, 7, "ada"))
+    flow.hold = {"commit"}
+    flow.host_says("copy")
+    flow.take_wish(ev.PriorityAsked(1, 7, "ada"))
+    flow.hold = set()
+    flow.settle()
+    refusal = flow.answers_to_wishes[1]
     assert refusal is not None
-    assert refusal.reason == "JOB_STARTED"
+    assert refusal.reason == "JOB_ENDED"
+    assert flow.ended() is Status.FINISHED
     assert flow.job.priority == 0

@@ -186,6 +186,28 @@ async def test_the_more_urgent_task_goes_first() -> None:
         assert agent.host.performed == ["t0", "t2", "t4", "t1", "t3"]
 
 
+@pytest.mark.rule("semantics §8: Priority of a job and its tasks, changeable while it waits")
+async def test_a_start_that_is_repeated_with_another_priority_waits_with_that_one() -> None:
+    async with an_agent(workers=1) as agent:
+        await agent.start("t0")
+        await agent.host.begun("t0")
+        await agent.start_all(a_spec("t1", priority=3), a_spec("t2"), a_spec("t3"))
+        assert await agent.start_all(a_spec("t3", priority=5), a_spec("t1", priority=-1)) == [None, None]
+        await agent.start("t0", priority=9)  # it works already
+        assert (await agent.in_ledger("t3")).spec.priority == 5
+        for task_id in ("t0", "t3", "t2", "t1"):
+            await agent.finish(task_id)
+        assert agent.host.performed == ["t0", "t3", "t2", "t1"]
+        assert agent.runner.waiting == 0
+
+
+async def test_a_stale_owner_changes_no_priority() -> None:
+    async with an_agent(workers=1) as agent:
+        await agent.start_all(a_spec("t0"), a_spec("t1", epoch=2), a_spec("t2", epoch=2))
+        assert await agent.start_all(a_spec("t2", priority=5, epoch=1)) == ["STALE_EPOCH"]
+        assert (await agent.in_ledger("t2")).spec.priority == 0
+
+
 @pytest.mark.rule("semantics §3: Bounded workers (10) and queue (500), by priority")
 async def test_no_more_tasks_run_at_once_than_there_are_workers() -> None:
     async with an_agent(workers=3) as agent:

@@ -183,9 +183,10 @@ class CoordinatorServicer(object):
         raise NotImplementedError('Method not implemented!')
 
     def SetPriority(self, request, context):
-        """Changes the priority of a job that waits (PENDING), and with it that of the tasks which it will begin.
+        """Changes the priority of a job that has not ended: of all that it begins from now on, and of its tasks that still
+        wait for a worker of their host. What runs already is neither hurried nor held up. Answers when it is durable.
 
-        May be repeated. NOT_FOUND: no such job. FAILED_PRECONDITION: it has begun (JOB_STARTED) or ended (JOB_ENDED).
+        May be repeated. NOT_FOUND: no such job. FAILED_PRECONDITION JOB_ENDED.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

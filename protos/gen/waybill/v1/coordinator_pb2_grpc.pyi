@@ -64,9 +64,10 @@ class CoordinatorStub:
     FAILED_PRECONDITION: it has not ended (JOB_NOT_ENDED), has ended well or is another system's (NOT_RESTARTABLE).
     """
     SetPriority: _aio.UnaryUnaryMultiCallable[_coordinator_pb2.SetPriorityRequest, _jobs_pb2.Job]
-    """Changes the priority of a job that waits (PENDING), and with it that of the tasks which it will begin.
+    """Changes the priority of a job that has not ended: of all that it begins from now on, and of its tasks that still
+    wait for a worker of their host. What runs already is neither hurried nor held up. Answers when it is durable.
 
-    May be repeated. NOT_FOUND: no such job. FAILED_PRECONDITION: it has begun (JOB_STARTED) or ended (JOB_ENDED).
+    May be repeated. NOT_FOUND: no such job. FAILED_PRECONDITION JOB_ENDED.
     """
     StopTasks: _aio.UnaryUnaryMultiCallable[_coordinator_pb2.StopTasksRequest, _jobs_pb2.Job]
     """Stops tasks of a job on their hosts; what that means for the job is up to its plan. Answers when the wish is
@@ -206,9 +207,10 @@ class CoordinatorServicer(metaclass=_abc_1.ABCMeta):
         request: _coordinator_pb2.SetPriorityRequest,
         context: _aio.ServicerContext[_coordinator_pb2.SetPriorityRequest, _abc.Awaitable[_jobs_pb2.Job]],
     ) -> _abc.Awaitable[_jobs_pb2.Job]:
-        """Changes the priority of a job that waits (PENDING), and with it that of the tasks which it will begin.
+        """Changes the priority of a job that has not ended: of all that it begins from now on, and of its tasks that still
+        wait for a worker of their host. What runs already is neither hurried nor held up. Answers when it is durable.
 
-        May be repeated. NOT_FOUND: no such job. FAILED_PRECONDITION: it has begun (JOB_STARTED) or ended (JOB_ENDED).
+        May be repeated. NOT_FOUND: no such job. FAILED_PRECONDITION JOB_ENDED.
         """
 
     @_abc_1.abstractmethod

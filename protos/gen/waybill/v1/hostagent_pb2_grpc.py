@@ -109,7 +109,8 @@ class HostAgentServicer(object):
 
     def StartTasks(self, request, context):
         """Starts tasks; one result each, in order. May be repeated: the same id with the same verb and arguments is a
-        success and changes nothing. The id is durable on the host before its result says accepted.
+        success and changes nothing, but that a task which still waits for a worker waits on with the priority that the
+        repeat gives it. The id is durable on the host before its result says accepted.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

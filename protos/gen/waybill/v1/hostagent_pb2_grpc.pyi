@@ -22,7 +22,8 @@ class HostAgentStub:
     def __init__(self, channel: _aio.Channel) -> None: ...
     StartTasks: _aio.UnaryUnaryMultiCallable[_hostagent_pb2.StartTasksRequest, _hostagent_pb2.StartTasksResponse]
     """Starts tasks; one result each, in order. May be repeated: the same id with the same verb and arguments is a
-    success and changes nothing. The id is durable on the host before its result says accepted.
+    success and changes nothing, but that a task which still waits for a worker waits on with the priority that the
+    repeat gives it. The id is durable on the host before its result says accepted.
     """
     Call: _aio.UnaryUnaryMultiCallable[_hostagent_pb2.CallRequest, _hostagent_pb2.CallResponse]
     """Runs a short verb and answers with its result. May be repeated: the same id gives the same answer.
@@ -71,7 +72,8 @@ class HostAgentServicer(metaclass=_abc_1.ABCMeta):
         context: _aio.ServicerContext[_hostagent_pb2.StartTasksRequest, _abc.Awaitable[_hostagent_pb2.StartTasksResponse]],
     ) -> _abc.Awaitable[_hostagent_pb2.StartTasksResponse]:
         """Starts tasks; one result each, in order. May be repeated: the same id with the same verb and arguments is a
-        success and changes nothing. The id is durable on the host before its result says accepted.
+        success and changes nothing, but that a task which still waits for a worker waits on with the priority that the
+        repeat gives it. The id is durable on the host before its result says accepted.
         """
 
     @_abc_1.abstractmethod
