@@ -351,7 +351,7 @@ def restart_job(
     job_id: JobIdArgument,
     reason: Annotated[str, typer.Option(help="For the audit log.")] = "",
     validate_only: Annotated[
-        bool, typer.Option("--validate-only", help="Only show what would be reused (FINISHED) and what run again.")
+        bool, typer.Option("--validate-only", help="Only show what would be reused (FINISHED), run again, undone.")
     ] = False,
     wait: Annotated[bool, typer.Option("--wait", help="Return when the new job has ended.")] = False,
     output: FormatOption = Format.TABLE,

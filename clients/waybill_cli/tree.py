@@ -19,8 +19,8 @@ from google.rpc.status_pb2 import Status
 from rich.console import Console, ConsoleOptions, RenderResult
 from rich.text import Text
 
-from waybill.v1.jobs_pb2 import ExecutionStatus, Job, Step
-from waybill_cli.output import duration_word, printable, status_style, status_text
+from waybill.v1.jobs_pb2 import Compensation, ExecutionStatus, Job, Step
+from waybill_cli.output import duration_word, printable, status_style, status_text, subject_word
 from waybill_client import WaybillError, is_ended, status_word
 
 _SIGNS = {
@@ -97,6 +97,14 @@ def reason_line(error: Status) -> str:
     return f"{problem.reason}: {printable(problem.message)}" if problem.message else problem.reason
 
 
+def compensation_line(compensation: Compensation) -> str:
+    """`if RemoveDisk fails: DISK/disk-1 is OK again, or ILLEGAL if its work is not rolled back`."""
+    what = printable(subject_word(compensation.entity))
+    becomes = "is removed" if compensation.removed else f"is {compensation.status} again"
+    doubt = ", or ILLEGAL if its work is not rolled back" if compensation.may_become_illegal else ""
+    return f"if {compensation.command_type} fails: {what} {becomes}{doubt}"
+
+
 def change_lines(before: Job | None, job: Job, *, named: bool = False) -> Iterator[str]:
     """What has changed, one line each, for a pipe; `named` if there are lines of other jobs among them."""
     name = job.description or job.command_type
@@ -131,6 +139,8 @@ def _rows(job: Job, height: int | None) -> Iterator[Row]:
     yield _job_row(job)
     for line in shown:
         yield _step_row(line)
+    for compensation in job.compensations:
+        yield Row(Text(compensation_line(compensation), style="dim"), Text(), "", "")
     if len(shown) < len(lines):
         yield Row(Text(_count_of_hidden(lines, shown), style="dim"), Text(), "", "")
 

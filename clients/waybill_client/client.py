@@ -192,8 +192,8 @@ class WaybillClient:
     ) -> Job:
         """Runs a job that did not end well again from where it failed; returns the new job, `restarted_from` it.
 
-        With `validate_only` nothing is stored: steps that would be reused are FINISHED, the others PENDING. A request
-        id is made unless given.
+        With `validate_only` nothing is stored: steps that would be reused are FINISHED, the others PENDING, and
+        `compensations` has what would be undone if it failed. A request id is made unless given.
         """
         if request_id is None:
             request_id = "" if validate_only else str(uuid4())

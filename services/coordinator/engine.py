@@ -48,9 +48,10 @@ from coordinator.journal import Journal
 from coordinator.metrics import FlowTallies
 from coordinator.nodes import span_id_of
 from coordinator.plan import EntityRef
+from coordinator.rehearsal import Rehearsal
 from coordinator.retries import Backoff
 from coordinator.reuse import Reuse
-from coordinator.rows import Cancel, Dependency, EventNote, Job, Severity, Status, Subject
+from coordinator.rows import Cancel, Dependency, EventNote, Job, Severity, Subject
 from coordinator.rows import Command as CommandRow
 from coordinator.taskbook import TaskReport
 from coordinator.timers import Timers
@@ -214,10 +215,15 @@ class Engine:
     async def plan_only(self, job: Job, command: Command, former: jobstore_pb2.FlowRows | None = None) -> jobs_pb2.Job:
         """Returns the job as it would be planned, storing nothing: PENDING with its steps, or FAILED and why.
 
-        Of a job that is restarted, steps that would be reused are FINISHED.
+        Of a job that is restarted, steps that would be reused are FINISHED. With it comes what would be undone if it
+        did not go well.
         """
         actor = self._new_actor(job, command, reuse=Reuse(wire.rows_from(former)) if former is not None else None)
-        return await Rehearsal(actor).run()
+        return await Rehearsal(actor, self._compensates).run()
+
+    def _compensates(self, command_type: str) -> bool:
+        kind = self.registry.get(command_type)
+        return kind is None or kind.compensates
 
     def _new_actor(self, job: Job, command: Command, **options: Any) -> Actor:
         if self._closed is not None:
@@ -532,42 +538,6 @@ def _wish_in(request: jobstore_pb2.FlowRequest) -> ev.Event | None:
             return ev.StopAsked(0, tuple(map(str, arguments["task_ids"])), *by)
         case _:
             return None
-
-
-class Rehearsal:
-    """Plans a flow as if it were submitted, up to the commit that it would make."""
-
-    def __init__(self, actor: Actor) -> None:
-        self._actor = actor
-
-    async def run(self) -> jobs_pb2.Job:
-        """Returns the job as planned."""
-        tree = self._actor.tree
-        pending = deque(tree.handle(ev.Submitted(), 0.0))
-        while pending:
-            effect = pending.popleft()
-            if isinstance(effect, ev.RunPlan):
-                pending.extend(tree.handle(await self._actor.rehearse(effect.command_id), 0.0))
-            elif isinstance(effect, ev.Commit | ev.RunEnd):
-                break  # all that can be said before anything has happened
-        job = self._actor.job(steps=True)
-        job.job_id = job.flow_command_id = ""
-        if tree.job.status is not Status.FAILED:
-            _unstart(job)
-        return job
-
-
-def _unstart(job: jobs_pb2.Job) -> None:
-    job.status = jobs_pb2.EXECUTION_STATUS_PENDING
-    job.progress = 0
-    for step in job.steps:
-        reused = job.restarted_from and step.parent_step_id and step.status == jobs_pb2.EXECUTION_STATUS_FINISHED
-        if not reused:
-            step.status = jobs_pb2.EXECUTION_STATUS_PENDING
-            step.progress = 0
-        step.ClearField("job_id")
-        step.ClearField("external_id")
-        step.ClearField("external_system_type")
 
 
 def going_down() -> WaybillError:

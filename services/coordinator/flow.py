@@ -51,7 +51,7 @@ What can go wrong, and what is done:
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, Final
 
 from coordinator import events as ev
@@ -77,6 +77,7 @@ from coordinator.rows import (
     FlowRows,
     Job,
     Severity,
+    Snapshot,
     Status,
     Step,
     Subject,
@@ -232,6 +233,15 @@ class FlowTree:
     def command(self, command_id: str) -> Command:
         """The row of one of its commands."""
         return self._book.commands[command_id]
+
+    def commands(self) -> Iterable[Command]:
+        """The rows of its commands, each after the one that it is below."""
+        return self._book.commands.values()
+
+    @property
+    def snapshots(self) -> Sequence[Snapshot]:
+        """What entities were before its commands changed them, oldest change first."""
+        return self._book.snapshots
 
     def planned_steps(self) -> list[Step]:
         """All steps, parents before children, by number."""

@@ -447,6 +447,21 @@ async def test_a_failed_job_is_run_again_from_where_it_failed(centre: DataCentre
     assert (await centre.client.get_job(failed.job_id)).status == FAILED
 
 
+@pytest.mark.rule("semantics §8: Restart a failed job from the failed step")
+async def test_a_restart_that_is_only_shown_says_what_is_reused_run_again_and_undone(centre: DataCentre) -> None:
+    await centre.program("host-1", {"verb": "createVolume", "outcome": "fail"})
+    failed = await centre.run("AddDisk", {"disk_id": "shown", "size_mb": 1, "host_id": "host-1"})
+    assert failed.status == FAILED
+    await centre.behave()
+    before = await centre.stored()
+    shown = await centre.client.restart_job(failed.job_id, validate_only=True)
+    assert {status for _, status in outline(shown)} == {"PENDING"}
+    [undone] = shown.compensations
+    assert (undone.entity.entity_id, undone.command_type) == ("shown", "AddDisk")
+    assert (undone.removed, undone.may_become_illegal) == (True, True)
+    assert await centre.stored() == before
+
+
 async def test_only_what_has_ended_badly_is_restarted(centre: DataCentre) -> None:
     with pytest.raises(NotFound):
         await centre.client.restart_job(NOBODYS_ID)

@@ -5,9 +5,21 @@ from __future__ import annotations
 import json
 
 import pytest
-from tests.unit.coordinator.flow_scenario import BROKEN, DISK, REFUSED, Scenario, Script, a_child, a_running_flow
+from tests.unit.coordinator.flow_scenario import (
+    BROKEN,
+    DISK,
+    DISK_2,
+    REFUSED,
+    VM,
+    Scenario,
+    Script,
+    a_child,
+    a_flow,
+    a_running_flow,
+)
 
-from coordinator.plan import Plan, call, concurrently, serially, task
+from coordinator.plan import Change, EntityRef, Former, Plan, call, concurrently, nothing, serially, task
+from coordinator.rehearsal import undoings
 from coordinator.reuse import Reuse
 from coordinator.rows import Status
 
@@ -88,6 +100,23 @@ def test_a_crash_while_it_begins_reuses_the_same(commit_is_lost: bool) -> None:
     flow.hold = set()
     flow.crash(commit_is_lost=commit_is_lost)
     assert goes_on(flow) == ["move"]
+
+
+def test_what_would_be_undone_is_known_before_anything_is_done() -> None:
+    on_disk = task("h1", "copy", {"size": 1}, step="COPY_IMAGE", entity=DISK)
+    later = Change(entity=DISK_2, status="LOCKED", former=Former("disk-2", "OK", {}))
+    new = Change(entity=EntityRef("DISK", "new"), status="OK", former=None)
+    script = Script(serially([on_disk, MOVE, concurrently([later, new]), a_child("Part")]), changes={DISK: "LOCKED"})
+    children: dict[str, Plan | Script] = {"Part": Script(nothing(), changes={VM: "OK"})}
+    former = a_former_flow(script, children, fails="move")
+    flow = a_flow(script, children, reuse=former, entities=[DISK, DISK_2])
+    flow.hold = {"commit"}
+    flow.submit()  # as far as a rehearsal goes
+    foretold = [
+        (each.entity, each.former and each.former.status, each.in_doubt) for each in undoings(flow.tree, lambda _: True)
+    ]
+    assert foretold == [(new.entity, None, False), (DISK_2, "OK", False), (DISK, "OK", True)]
+    assert undoings(flow.tree, lambda command_type: command_type == "Part") == []  # its turn comes later
 
 
 def test_entity_changes_are_made_again() -> None:

@@ -8,7 +8,7 @@ from typing import Any
 from google.rpc import code_pb2, status_pb2
 from rich.console import Console
 
-from waybill.v1.jobs_pb2 import ExecutionStatus, Job, Step
+from waybill.v1.jobs_pb2 import EntityType, ExecutionStatus, Job, Step, Subject
 from waybill_cli.tree import JobPicture, change_lines
 
 
@@ -79,6 +79,18 @@ def test_an_error_stands_beneath_its_step() -> None:
 def test_control_characters_never_reach_the_terminal() -> None:
     job = a_job(a_step("d", "DELETE_IMAGE", "STARTED", description="a\x1b[2Jb"))
     assert "a\\x1b[2Jb" in drawn(job)[1]
+
+
+def test_what_would_be_undone_stands_beneath_the_plan() -> None:
+    job = a_job(a_step("1", "EXECUTION", "PENDING"), status="PENDING")
+    disk = Subject(entity_type=EntityType.ENTITY_TYPE_DISK, entity_id="disk-1")
+    job.compensations.add(entity=disk, command_type="RemoveDisk", status="OK", may_become_illegal=True)
+    disk.entity_id = "disk-2"
+    job.compensations.add(entity=disk, command_type="AddDisk", removed=True)
+    assert drawn(job)[-2:] == [
+        "if RemoveDisk fails: DISK/disk-1 is OK again, or ILLEGAL if its work is not rolled back",
+        "if AddDisk fails: DISK/disk-2 is removed",
+    ]
 
 
 def test_in_a_low_window_only_what_tells_is_drawn() -> None:

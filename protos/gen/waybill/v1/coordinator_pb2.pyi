@@ -80,7 +80,7 @@ class RunCommandRequest(_message.Message):
     """The caller's name for the action; if `x-correlation-id` is given too, they must be equal. Made if both are absent."""
     validate_only: _builtins.bool
     """True: nothing is stored or started; the answer is the job with its planned steps (no job_id, PENDING), or FAILED
-    with the reason for which it would be refused.
+    with the reason for which it would be refused. `compensations` has what it would undo if it did not go well.
     """
     priority: _builtins.int
     """Higher goes first. Default 0."""
@@ -284,7 +284,7 @@ class RestartJobRequest(_message.Message):
     reason: _builtins.str
     """For the audit log."""
     validate_only: _builtins.bool
-    """True: only say what would be reused and run again."""
+    """True: only say what would be reused, run again, compensated."""
     request_id: _builtins.str
     """Idempotency key, as for RunCommand."""
     def __init__(

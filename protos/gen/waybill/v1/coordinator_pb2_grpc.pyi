@@ -59,7 +59,8 @@ class CoordinatorStub:
     are taken as done, unless a further attempt may have undone them; all else is done again. What the former job had
     changed of entities it undid when it ended, so it is changed again.
 
-    With validate_only nothing is stored: steps that would be reused are FINISHED, those that would run again PENDING.
+    With validate_only nothing is stored: steps that would be reused are FINISHED, those that would run again PENDING,
+    and `compensations` has what would be undone if the new job did not go well either.
     May be repeated with the same request_id. NOT_FOUND: no such job; COMMAND_TYPE_UNKNOWN: its type is gone.
     FAILED_PRECONDITION: it has not ended (JOB_NOT_ENDED), has ended well or is another system's (NOT_RESTARTABLE).
     """
@@ -196,7 +197,8 @@ class CoordinatorServicer(metaclass=_abc_1.ABCMeta):
         are taken as done, unless a further attempt may have undone them; all else is done again. What the former job had
         changed of entities it undid when it ended, so it is changed again.
 
-        With validate_only nothing is stored: steps that would be reused are FINISHED, those that would run again PENDING.
+        With validate_only nothing is stored: steps that would be reused are FINISHED, those that would run again PENDING,
+        and `compensations` has what would be undone if the new job did not go well either.
         May be repeated with the same request_id. NOT_FOUND: no such job; COMMAND_TYPE_UNKNOWN: its type is gone.
         FAILED_PRECONDITION: it has not ended (JOB_NOT_ENDED), has ended well or is another system's (NOT_RESTARTABLE).
         """

@@ -457,6 +457,7 @@ class Job(_message.Message):
     REQUEST_ID_FIELD_NUMBER: _builtins.int
     DEADLINE_FIELD_NUMBER: _builtins.int
     CATEGORIES_FIELD_NUMBER: _builtins.int
+    COMPENSATIONS_FIELD_NUMBER: _builtins.int
     job_id: _builtins.str
     """Id of the job, chosen by the coordinator."""
     flow_command_id: _builtins.str
@@ -533,6 +534,12 @@ class Job(_message.Message):
     def categories(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
         """Categories of the command type."""
 
+    @_builtins.property
+    def compensations(self) -> _containers.RepeatedCompositeFieldContainer[Global___Compensation]:
+        """Only in the answer to a request with validate_only: what it would undo if it did not go well. Stages whose turn
+        comes later may change more.
+        """
+
     def __init__(
         self,
         *,
@@ -564,14 +571,57 @@ class Job(_message.Message):
         request_id: _builtins.str = ...,
         deadline: _timestamp_pb2.Timestamp | None = ...,
         categories: _abc.Iterable[_builtins.str] | None = ...,
+        compensations: _abc.Iterable[Global___Compensation] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["create_time", b"create_time", "deadline", b"deadline", "end_time", b"end_time", "error", b"error", "parameters", b"parameters", "start_time", b"start_time", "update_time", b"update_time"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["auto_cleared", b"auto_cleared", "cancelable", b"cancelable", "categories", b"categories", "command_type", b"command_type", "correlation_id", b"correlation_id", "create_time", b"create_time", "deadline", b"deadline", "description", b"description", "end_time", b"end_time", "error", b"error", "external", b"external", "flow_command_id", b"flow_command_id", "job_id", b"job_id", "owner", b"owner", "parameters", b"parameters", "priority", b"priority", "progress", b"progress", "request_id", b"request_id", "restarted_from", b"restarted_from", "revision", b"revision", "span_id", b"span_id", "start_time", b"start_time", "status", b"status", "steps", b"steps", "subjects", b"subjects", "trace_id", b"trace_id", "update_time", b"update_time", "visible", b"visible"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["auto_cleared", b"auto_cleared", "cancelable", b"cancelable", "categories", b"categories", "command_type", b"command_type", "compensations", b"compensations", "correlation_id", b"correlation_id", "create_time", b"create_time", "deadline", b"deadline", "description", b"description", "end_time", b"end_time", "error", b"error", "external", b"external", "flow_command_id", b"flow_command_id", "job_id", b"job_id", "owner", b"owner", "parameters", b"parameters", "priority", b"priority", "progress", b"progress", "request_id", b"request_id", "restarted_from", b"restarted_from", "revision", b"revision", "span_id", b"span_id", "start_time", b"start_time", "status", b"status", "steps", b"steps", "subjects", b"subjects", "trace_id", b"trace_id", "update_time", b"update_time", "visible", b"visible"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___Job: _TypeAlias = Job  # noqa: Y015
+
+@_typing.final
+class Compensation(_message.Message):
+    """What would become of an entity if the command that changes it did not end well."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    ENTITY_FIELD_NUMBER: _builtins.int
+    COMMAND_TYPE_FIELD_NUMBER: _builtins.int
+    REMOVED_FIELD_NUMBER: _builtins.int
+    STATUS_FIELD_NUMBER: _builtins.int
+    MAY_BECOME_ILLEGAL_FIELD_NUMBER: _builtins.int
+    command_type: _builtins.str
+    """The command that changes it, and undoes that: the root or one below it."""
+    removed: _builtins.bool
+    """True: it does not exist before, so it would be removed."""
+    status: _builtins.str
+    """The declared status that it would have again, as all else that was declared of it; empty if it would be removed."""
+    may_become_illegal: _builtins.bool
+    """True: the command's tasks or calls work on it, reused ones included. Unless they are known to be rolled back when
+    it fails, the entity becomes ILLEGAL instead.
+    """
+    @_builtins.property
+    def entity(self) -> Global___Subject:
+        """The entity, with its name as it is."""
+
+    def __init__(
+        self,
+        *,
+        entity: Global___Subject | None = ...,
+        command_type: _builtins.str = ...,
+        removed: _builtins.bool = ...,
+        status: _builtins.str = ...,
+        may_become_illegal: _builtins.bool = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["entity", b"entity"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["command_type", b"command_type", "entity", b"entity", "may_become_illegal", b"may_become_illegal", "removed", b"removed", "status", b"status"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Compensation: _TypeAlias = Compensation  # noqa: Y015
 
 @_typing.final
 class Step(_message.Message):
