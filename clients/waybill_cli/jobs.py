@@ -454,6 +454,7 @@ def _facts(job: Job) -> list[tuple[str, str]]:
         ("deadline", clock_word(job.deadline)),
         ("on cancel", "" if is_ended(job) else cancel_word(job.cancelable)),
         ("restarts", job.restarted_from),
+        ("part of job", job.parent_job_id),
         ("revision", str(job.revision)),
     ]
 

@@ -351,9 +351,10 @@ class Actor:
 
     def _name_job(self, row: CommandRow, command: Command) -> None:
         """Description and subject names are what they are when the job is made; they outlive the entities."""
-        if row is self.tree.root and self.tree.sequence == 0:
+        if self.tree.is_to_be_named(row.command_id):
             names = {ref: self._reading.name_of(ref) for ref in command.subjects()}
-            self.tree.name(command.type_.describe(command, self._reading.name_of), names)
+            words = command.type_.describe(command, self._reading.name_of)
+            self.tree.name(words, names, row.command_id, command.type_.categories)
 
     def _end(self, effect: ev.RunEnd) -> None:
         row = self.tree.command(effect.command_id)

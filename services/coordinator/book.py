@@ -25,6 +25,7 @@ class Book:
         self.job = job
         self.root = root
         self.commands: dict[str, Command] = {root.command_id: root}
+        self.child_jobs: dict[str, Job] = {}  # of children that show as jobs
         self.steps: dict[str, Step] = {}
         self.leaves: dict[str, Leaf] = {}
         self.snapshots: list[Snapshot] = []
@@ -38,6 +39,7 @@ class Book:
         root = next(command for command in rows.commands if not command.parent_command_id)
         book = cls(rows.job, root)
         book.commands = {command.command_id: command for command in rows.commands}
+        book.child_jobs = {job.job_id: job for job in rows.child_jobs}
         book.steps = {step.step_id: step for step in rows.steps}
         book.leaves = {leaf.task_id: leaf for leaf in rows.leaves}
         book.snapshots = list(rows.snapshots)
@@ -52,6 +54,10 @@ class Book:
         pending.former += ((self.job, self.job.image()), (root, root.image()))
         pending.new_job = True
         pending.new_commands[root.command_id] = self.commands[root.command_id] = root
+
+    def add_child_job(self, job: Job) -> None:
+        """Enters the job that shows a child."""
+        self.child_jobs[job.job_id] = self.pending.new_child_jobs[job.job_id] = job
 
     def add_step(self, step: Step) -> None:
         """Enters a step."""
@@ -82,6 +88,25 @@ class Book:
             pending.former.append((job, job.image()))
         return job
 
+    def change_child_job(self, job: Job) -> None:
+        """The job that shows a child is about to change."""
+        pending, key = self.pending, job.job_id
+        if key not in pending.child_jobs and key not in pending.new_child_jobs:
+            pending.child_jobs[key] = job
+            pending.former.append((job, job.image()))
+
+    def is_new(self, job: Job) -> bool:
+        """Tells whether a job is not in the store yet, nor on its way there."""
+        return self.pending.new_job if job is self.job else job.job_id in self.pending.new_child_jobs
+
+    def rename(self, job: Job) -> None:
+        """A job that is stored is about to have its names."""
+        if job is self.job:
+            self.change_job()
+        else:
+            self.change_child_job(job)
+        self.pending.named.add(job.job_id)
+
     def change_step(self, step: Step) -> None:
         """A step is about to change."""
         pending, key = self.pending, step.step_id
@@ -108,6 +133,7 @@ class Book:
         for mutations in commits:
             for row, image in reversed(mutations.former):
                 row.restore(image)
+            _drop(self.child_jobs, mutations.new_child_jobs)
             _drop(self.steps, mutations.new_steps)
             _drop(self.commands, mutations.new_commands)
             _drop(self.leaves, mutations.new_leaves)

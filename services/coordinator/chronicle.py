@@ -91,7 +91,11 @@ class Chronicle:
             ended=job.status if mutations.ends_flow else None,
             begun=list(mutations.new_commands.values()),
             over=[row for row in rows if row.status.ended],
-            phases=[step.step_type for step in steps if not step.parent_step_id and step.status not in _NOT_BEGUN],
+            phases=[
+                step.step_type
+                for step in steps
+                if not step.parent_step_id and not step.job_id and step.status not in _NOT_BEGUN
+            ],
             ordered=list(mutations.new_leaves.values()),
             done=[leaf for leaf in leaves if leaf.over],
         )
@@ -156,7 +160,7 @@ class Chronicle:
         """
         delivered = self._deliveries.expect(rows.job.revision) if rows.job.HasField("end_time") else None
         for step in rows.steps:
-            if not step.parent_step_id and step.HasField("start_time"):
+            if not step.parent_step_id and not step.job_id and step.HasField("start_time"):
                 self._phases[step.step_type] = wire.seconds_of(step.start_time)
         for row in rows.commands:
             command, start = self._tree.command(row.command_id), wire.seconds_of(row.create_time)

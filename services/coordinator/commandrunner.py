@@ -32,13 +32,13 @@ from __future__ import annotations
 from itertools import chain
 from typing import Final
 
+from coordinator import childjobs, failures, leaves
 from coordinator import events as ev
-from coordinator import failures, leaves
 from coordinator.attempts import MOST_ATTEMPTS, FailedAttempt
 from coordinator.book import Book
 from coordinator.cancellation import Cancellation
 from coordinator.compensation import Compensation
-from coordinator.nodes import WORK, LiveCommand, Node, Outcome, build, span_id_of
+from coordinator.nodes import WORK, LiveCommand, Node, Outcome, build, derived_id, span_id_of
 from coordinator.outbox import Outbox
 from coordinator.plan import Change, Child, Inlined, Plan, Serially, Task
 from coordinator.planjson import attempt_from_json, attempt_to_json
@@ -50,6 +50,7 @@ from coordinator.rows import (
     EntityChange,
     EventNote,
     Failure,
+    Job,
     LeafKind,
     Notes,
     Severity,
@@ -102,6 +103,11 @@ class CommandRunner:
             command.root = command.failed = None
             command.inlined.clear()
 
+    def own_words(self, command_id: str) -> str:
+        """What the plan above says of a child; empty if nothing, or of the root."""
+        node = self._live[command_id].node
+        return node.plan.description if node is not None else ""
+
     # --- planning ----------------------------------------------------------------------------------------------------
 
     def begin(self, command: LiveCommand) -> None:
@@ -147,13 +153,14 @@ class CommandRunner:
         row.plans = [*row.plans, written]
         self._book.pending.sealed.add(row.command_id)
         self._outbox.urgent = True
+        if command.shows_as_job:
+            self._steps.end(self._steps.own(VALIDATION, command), Status.FINISHED)
+            self._steps.start(self._steps.own(EXECUTION, command))
         if command.node is None:
-            self._steps.end(self._steps.own(VALIDATION), Status.FINISHED)
-            self._steps.start(self._steps.own(EXECUTION))
             self._cancellation.seal()
         self._grow(command, plan, len(row.plans), cleans=cleans)
-        if command.node is None and command.has_work and self._steps.own(FINALIZATION) is None:
-            self._steps.add_own(FINALIZATION)
+        if command.shows_as_job and command.has_work and self._steps.own(FINALIZATION, command) is None:
+            self._steps.add_own(FINALIZATION, command=command)
 
     def _take_up(self, command: LiveCommand, attempt: int) -> None:
         """Goes through an attempt that is stored."""
@@ -200,13 +207,17 @@ class CommandRunner:
         self._book.change_command(row)
         row.status, row.error = CommandStatus.ENDED_WITH_FAILURE, failure
         self._outbox.urgent = True
-        if command.node is not None:
-            self._turn.then(self._plans.over, command.node, outcome, failure)
+        if command.shows_as_job:
+            self._refuse_steps(command, outcome, failure, executing=executing)
+        if command.node is None:
+            self._end_job(outcome, failure)
             return
-        self._refuse_job(outcome, failure, executing=executing)
+        if command.job is not None:
+            self._end_child_job(command.job, outcome, failure)
+        self._turn.then(self._plans.over, command.node, outcome, failure)
 
-    def _refuse_job(self, outcome: Outcome, failure: Failure, *, executing: bool) -> None:
-        validation, execution = self._steps.own(VALIDATION), self._steps.own(EXECUTION)
+    def _refuse_steps(self, command: LiveCommand, outcome: Outcome, failure: Failure, *, executing: bool) -> None:
+        validation, execution = self._steps.own(VALIDATION, command), self._steps.own(EXECUTION, command)
         assert validation is not None
         if executing:
             self._steps.end(validation, Status.FINISHED)
@@ -214,7 +225,6 @@ class CommandRunner:
         else:
             self._steps.end(validation, outcome.status, failure)
             self._steps.end(execution, Status.SKIPPED, failures.skipped_because_of(VALIDATION, validation))
-        self._end_job(outcome, failure)
 
     # --- children ----------------------------------------------------------------------------------------------------
 
@@ -228,14 +238,37 @@ class CommandRunner:
             self._plans.over(node, Outcome.FAILED, failures.limit_exceeded(plan.command_type, limits))
             return
         self._plans.start_work(node)
+        begins = row is None
         if row is None:
             row = _child_row(node, command_id, plan)
             self._book.add_command(row)
         command = self._live[command_id] = LiveCommand(row, node, depth)
+        if plan.as_job:
+            self._show_as_job(command, plan, begins=begins)
         if row.status.ended:
             self._plans.over(node, leaves.outcome_of_command(row), row.error)
         else:
             self.begin(command)
+
+    def _show_as_job(self, command: LiveCommand, plan: Child, *, begins: bool) -> None:
+        """Gives a child its job, stored with it; one that a former flow has done well (`reuse.py`) has none."""
+        job_id = derived_id(command.namespace, 0, "", "job")
+        command.job = self._book.child_jobs.get(job_id)
+        if begins:
+            command.job = childjobs.begun(job_id, self._book.job, command, plan)
+            self._book.add_child_job(command.job)
+            self._steps.add_own(VALIDATION, Status.STARTED, command)
+            self._steps.add_own(EXECUTION, command=command)
+        if command.job is not None:
+            command.execution = self._steps.own(EXECUTION, command)
+
+    def _end_child_job(self, job: Job, outcome: Outcome, error: Failure | None) -> None:
+        self._book.change_child_job(job)
+        job.status, failure = self._cancellation.status_of(outcome, error)
+        if job.status is Status.FINISHED:
+            job.progress = 100
+        else:
+            job.error = failure
 
     # --- notes -------------------------------------------------------------------------------------------------------
 
@@ -341,9 +374,10 @@ class CommandRunner:
             self._book.change_command(row)
             row.status = status
             row.error = None if outcome is Outcome.OK else error
+        if command.shows_as_job:
+            self._steps.end(self._steps.own(EXECUTION, command), outcome.status, row.error)
+            self._steps.start(self._steps.own(FINALIZATION, command))
         if command.node is None:
-            self._steps.end(self._steps.own(EXECUTION), outcome.status, row.error)
-            self._steps.start(self._steps.own(FINALIZATION))
             self._cancellation.close()
         if not self.counts_every_end or self._turn.silent:
             self._run_end(command)
@@ -397,8 +431,8 @@ class CommandRunner:
         row = command.row
         self._book.change_command(row)
         row.error, command.outcome = failure, Outcome.FAILED
-        if command.node is None:
-            self._steps.end(self._steps.own(FINALIZATION), Status.FAILED, failure)
+        if command.shows_as_job:
+            self._steps.end(self._steps.own(FINALIZATION, command), Status.FAILED, failure)
         self._alert(command, "END_METHOD_GAVE_UP", failure.message)
         self._end(command)
 
@@ -407,11 +441,14 @@ class CommandRunner:
         row, outcome = command.row, command.outcome
         self._book.change_command(row)
         row.status = _ENDED.get(outcome, CommandStatus.ENDED_WITH_FAILURE)
-        if command.node is not None:
-            self._plans.over(command.node, outcome, row.error)
+        if command.shows_as_job:
+            self._steps.end(self._steps.own(FINALIZATION, command), Status.FINISHED)
+        if command.node is None:
+            self._end_job(outcome, row.error)
             return
-        self._steps.end(self._steps.own(FINALIZATION), Status.FINISHED)
-        self._end_job(outcome, row.error)
+        if command.job is not None:
+            self._end_child_job(command.job, outcome, row.error)
+        self._plans.over(command.node, outcome, row.error)
 
     def _end_job(self, outcome: Outcome, error: Failure | None) -> None:
         """The flow's last commit; what it began is cleared on its hosts afterwards."""
@@ -434,9 +471,9 @@ class CommandRunner:
 
 
 def _outcome_of_work(command: LiveCommand, root: Node) -> Outcome:
-    """What the end of a plan means for its command. The root's is shown by EXECUTION, which is never UNKNOWN."""
+    """What the end of a plan means for its command. That of a job is shown by EXECUTION, which is never UNKNOWN."""
     outcome = seen_from_above(root)
-    return Outcome.FAILED if outcome is Outcome.UNKNOWN and command.node is None else outcome
+    return Outcome.FAILED if outcome is Outcome.UNKNOWN and command.shows_as_job else outcome
 
 
 def _parts_of(command: LiveCommand) -> tuple[tuple[Inlined, bool], ...]:

@@ -219,12 +219,44 @@ class FlowTree:
         """Of the last commit that is durable."""
         return self._outbox.sequence
 
-    def name(self, description: str, subject_names: Mapping[EntityRef, str]) -> None:
-        """Says what the job is called and is about. This outlives the entities; once the job is stored it stays."""
-        if self._book.pending.new_job:
-            self.job.description = description
-            self._subject_names.update(subject_names)
-            self.job.subjects = tuple(Subject(e.entity_type, e.entity_id, name) for e, name in subject_names.items())
+    def is_to_be_named(self, command_id: str) -> bool:
+        """Tells whether a command shows as a job that has no names yet, but for ids."""
+        job = self._job_of(command_id)
+        return job is not None and (self._book.is_new(job) or not any(subject.name for subject in job.subjects))
+
+    def name(
+        self,
+        description: str,
+        subject_names: Mapping[EntityRef, str],
+        command_id: str = "",
+        categories: tuple[str, ...] = (),
+    ) -> None:
+        """Says what the job of a command (the root's, if none is named) is called and is about.
+
+        This outlives the entities. A job that had to be stored before its names were known has them with the next
+        commit; once it has them they stay. `categories` are for the job of a child.
+        """
+        command_id = command_id or self.root.command_id
+        job = self._job_of(command_id)
+        if job is None or job.status.ended or self._closed or not self.is_to_be_named(command_id):
+            return
+        subjects = tuple(Subject(e.entity_type, e.entity_id, name) for e, name in subject_names.items())
+        description = self._commands.own_words(command_id) or description
+        if not self._book.is_new(job):
+            if (description, subjects) == (job.description, job.subjects):
+                return
+            self._book.rename(job)
+        self._subject_names.update(subject_names)
+        job.description, job.subjects, job.categories = description, subjects, categories or job.categories
+
+    def _job_of(self, command_id: str) -> Job | None:
+        """The job that shows a command; None if none does."""
+        return self.job if command_id == self.root.command_id else self._commands.live(command_id).job
+
+    @property
+    def child_jobs(self) -> Mapping[str, Job]:
+        """The jobs of children that show as such, by id."""
+        return self._book.child_jobs
 
     def waits_for(self) -> Iterable[EntityRef]:
         """The entities that open waits look at."""
@@ -522,6 +554,8 @@ class FlowTree:
 
     def _date_job(self, stored: Mutations, event: ev.Recorded) -> None:
         job = self.job
+        for child in (*stored.new_child_jobs.values(), *stored.child_jobs.values()):
+            child.revision, child.update_time = event.revision, event.time
         job.revision, job.update_time = event.revision, event.time
         if stored.new_job:
             job.create_time = event.time

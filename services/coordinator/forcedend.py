@@ -5,7 +5,7 @@ keeps a flow from ending (a defect, a type that is gone, a host that never answe
 
 | what | becomes |
 | --- | --- |
-| the job | FAILED, FORCE_ENDED |
+| the job, and those of its children | FAILED, FORCE_ENDED |
 | a step that was begun, that was not | ABORTED, SKIPPED |
 | a command that was begun, that was not | UNKNOWN, ENDED_WITH_FAILURE |
 | a task, call or wait that is under way | UNKNOWN: its host is told to stop and forget it, as with all of ended flows |
@@ -19,6 +19,8 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator
 from typing import Final
+
+from google.rpc import status_pb2
 
 from coordinator import wire
 from coordinator.failures import ABORTED, FAILED_PRECONDITION, skipped_because_of
@@ -42,6 +44,7 @@ def forced_end(rows: jobstore_pb2.FlowRows, user: str, reason: str, event_id: st
         job=jobstore_pb2.JobChange(
             status=jobs_pb2.EXECUTION_STATUS_FAILED, cancelable=jobs_pb2.CANCEL_KIND_NONE, error=error
         ),
+        child_jobs=_child_jobs(rows, error),
         steps=_steps(rows, failure),
         commands=_commands(rows, failure),
         entities=_entities(rows),
@@ -79,6 +82,12 @@ def job_ended(rows: jobstore_pb2.FlowRows) -> Failure:
     """Why it is not ended by force."""
     status = wire.STATUS_NAMES[rows.job.status]
     return Failure(FAILED_PRECONDITION, "JOB_ENDED", f"job {rows.job.job_id} has ended {status}")
+
+
+def _child_jobs(rows: jobstore_pb2.FlowRows, error: status_pb2.Status) -> Iterator[jobstore_pb2.JobChange]:
+    for job in rows.child_jobs:
+        if not job.HasField("end_time"):
+            yield jobstore_pb2.JobChange(job_id=job.job_id, status=jobs_pb2.EXECUTION_STATUS_FAILED, error=error)
 
 
 def _steps(rows: jobstore_pb2.FlowRows, failure: Failure) -> Iterator[jobstore_pb2.StepChange]:

@@ -30,6 +30,8 @@ async def inlined(plan: Plan, world: World, read: Callable[[Inlined], Command], 
         return replace(plan, plans=tuple([await inlined(part, world, read, depth) for part in plan.plans]))
     if not isinstance(plan, Child):
         return plan
+    if plan.as_job:
+        raise Refused("PLAN_INVALID", f"{plan.command_type} has no row in a flow by entity, so it shows as no job")
     if depth >= DEEPEST:
         raise Refused("LIMIT_EXCEEDED", f"{plan.command_type} would be more than {DEEPEST} commands deep")
     part = Inlined(plan.command_type, plan.parameters, plan.parameters_version)

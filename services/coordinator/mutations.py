@@ -19,12 +19,16 @@ class Mutations:
     """See the module. Rows are by id; those in `new_…` are inserted as they are, with all that changed since.
 
     `notes` are by (command id, occasion): a command's notes of one occasion are stored once, or they would come true
-    twice. `sealed` are the commands whose plan is new. `former` is not stored: it has the images, in order, of the rows
+    twice. `child_jobs` are of children that show as jobs; `named` are jobs that had been stored before their names were
+    known. `sealed` are the commands whose plan is new. `former` is not stored: it has the images, in order, of the rows
     that were there before and changed.
     """
 
     new_job: bool = False
     job: bool = False
+    new_child_jobs: dict[str, Job] = field(default_factory=dict)
+    child_jobs: dict[str, Job] = field(default_factory=dict)
+    named: set[str] = field(default_factory=set)
     new_steps: dict[str, Step] = field(default_factory=dict)
     steps: dict[str, Step] = field(default_factory=dict)
     new_commands: dict[str, Command] = field(default_factory=dict)
@@ -50,6 +54,7 @@ class Mutations:
         return bool(
             self.new_job
             or self.job
+            or self.child_jobs
             or self.steps
             or self.leaves
             or self.commands
@@ -71,9 +76,10 @@ class Mutations:
         if later.lock_waits:
             self.lock_waits, self.waits_until = later.lock_waits, later.waits_until
         self.sealed |= later.sealed
-        for name in ("new_steps", "new_commands", "new_leaves", "notes", "report_entities"):
+        self.named |= later.named
+        for name in ("new_child_jobs", "new_steps", "new_commands", "new_leaves", "notes", "report_entities"):
             getattr(self, name).update(getattr(later, name))
-        for name in ("steps", "commands", "leaves"):
+        for name in ("child_jobs", "steps", "commands", "leaves"):
             new = getattr(self, f"new_{name}")
             getattr(self, name).update({key: row for key, row in getattr(later, name).items() if key not in new})
         for name in ("snapshots", "handled_requests", "events", "former"):

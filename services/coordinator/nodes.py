@@ -15,7 +15,7 @@ from hashlib import sha1
 from typing import Final
 
 from coordinator.plan import Call, Change, Child, Concurrently, Plan, Serially, Task, WaitFor
-from coordinator.rows import Command, Failure, Leaf, Status, Step
+from coordinator.rows import Command, Failure, Job, Leaf, Status, Step
 
 OUTWARD: Final = (Task, Call, WaitFor, Child)
 """What leaves a row when it begins; everything else is over in the turn in which it begins, or is made of these."""
@@ -134,11 +134,16 @@ class Node:
         return self.parent if self.parent is not None else self.command.node
 
     def nearest_step(self) -> Step | None:
-        """The step that shows it, or else the nearest above; None if there is none below EXECUTION."""
+        """The step that shows it, or else the nearest above; None if there is none below the flow's EXECUTION.
+
+        The border of a job is not crossed: above all nodes of a child that shows as one is its own EXECUTION.
+        """
         node: Node | None = self
         while node is not None:
             if node.step is not None:
                 return node.step
+            if node.parent is None and node.command.execution is not None:
+                return node.command.execution
             node = node.above
         return None
 
@@ -164,9 +169,11 @@ class LiveCommand:
     __slots__ = (
         "cleans",
         "depth",
+        "execution",
         "failed",
         "has_work",
         "inlined",
+        "job",
         "names_no_return",
         "namespace",
         "node",
@@ -183,6 +190,8 @@ class LiveCommand:
         self.namespace = namespace_of(row.command_id)
         self.node = node  # None on the flow's root
         self.depth = depth
+        self.job: Job | None = None  # of a child that shows as one
+        self.execution: Step | None = None  # that job's
         self.root: Node | None = None  # of the current attempt's plan; None until sealed
         self.outcome = Outcome.OK  # of its work, once over
         self.cleans = False  # the current attempt is a clean-up
@@ -195,6 +204,11 @@ class LiveCommand:
         self.names_no_return = False  # its plan says itself where the point of no return is
         self.has_work = False  # its plan does something
         self.inlined: list[Node] = []  # of all attempts, what stands for children without rows
+
+    @property
+    def shows_as_job(self) -> bool:
+        """True of the flow's root, and of a child that asked for it."""
+        return self.node is None or self.job is not None
 
 
 def build(command: LiveCommand, plan: Plan, attempt: int) -> Node:

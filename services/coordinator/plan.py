@@ -159,11 +159,12 @@ class Call(_Node):
 
 @dataclass(frozen=True, slots=True)
 class Child(_Node):
-    """Another command, by type and parameters."""
+    """Another command, by type and parameters. `as_job`: it shows as a job of its own, part of the one above."""
 
     command_type: str
     parameters: Mapping[str, Json] = field(default_factory=dict)
     parameters_version: int = 1
+    as_job: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -277,7 +278,7 @@ def call(host_id: str, verb: str, arguments: Mapping[str, Json] | None = None, *
 
 
 def child(command: Runnable, **options: Any) -> Child:
-    """Plans another command."""
+    """Plans another command: shown as a step if one is named, as a job of its own with `as_job`, else not at all."""
     return Child(
         command_type=command.command_type,
         parameters=command.parameters(),

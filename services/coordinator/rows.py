@@ -158,6 +158,8 @@ class Job:
     trace_id: str = ""
     span_id: str = ""
     external_job_id: str = ""
+    parent_job_id: str = ""  # of a child that shows as a job
+    command_id: str = ""  # that child
     create_time: float = 0.0
     start_time: float = 0.0
     end_time: float = 0.0
@@ -166,11 +168,13 @@ class Job:
 
     def image(self) -> Image:
         """What of it changes."""
-        return (self.status, self.progress, self.cancelable, self.error, self.cancel_requested_by, self.priority)
+        names = (self.description, self.subjects, self.categories)
+        return (self.status, self.progress, self.cancelable, self.error, self.cancel_requested_by, self.priority, names)
 
     def restore(self, image: Image) -> None:
         """Makes it what it was."""
-        self.status, self.progress, self.cancelable, self.error, self.cancel_requested_by, self.priority = image
+        self.status, self.progress, self.cancelable, self.error, self.cancel_requested_by, self.priority, names = image
+        self.description, self.subjects, self.categories = names
 
 
 @dataclass(slots=True)
@@ -190,6 +194,7 @@ class Step:
     error: Failure | None = None
     weight: float = 1.0
     span_id: str = ""
+    job_id: str = ""  # of the child's job that it is a step of; empty: of the flow's
 
     def image(self) -> Image:
         """What of it changes."""
@@ -350,6 +355,7 @@ class FlowRows:
     leaves: list[Leaf] = field(default_factory=list)
     snapshots: list[Snapshot] = field(default_factory=list)
     seen: dict[EntityRef, Observation] = field(default_factory=dict)
+    child_jobs: list[Job] = field(default_factory=list)
     epoch: int = 1
     sequence: int = 0
     dependencies: list[Dependency] = field(default_factory=list)

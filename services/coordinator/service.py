@@ -137,6 +137,7 @@ class CoordinatorService(coordinator_pb2_grpc.CoordinatorServicer):
     ) -> jobs_pb2.Job:
         """The flow is another coordinator's, or over, or there is none: leaves it a wish, of a kind."""
         job = await self._stored(job_id)
+        _refuse_part(job)
         if not job.flow_command_id:
             raise failed_precondition("NOT_CANCELABLE", f"job {job_id} is external: only its own system can do that")
         if job.HasField("end_time"):
@@ -177,6 +178,7 @@ class CoordinatorService(coordinator_pb2_grpc.CoordinatorServicer):
     async def RestartJob(self, request: coordinator_pb2.RestartJobRequest, _: Context) -> jobs_pb2.Job:
         job_id = submissions.checked_job_id(request.job_id)
         former = await self._stored(job_id)
+        _refuse_part(former)
         if not former.HasField("end_time"):
             raise failed_precondition("JOB_NOT_ENDED", f"job {job_id} has not ended", job_id=job_id)
         rows = await self._engine.journal.load_flow_of(job_id)
@@ -222,6 +224,13 @@ class CoordinatorService(coordinator_pb2_grpc.CoordinatorServicer):
         self, request: coordinator_pb2.HeartbeatExternalJobRequest, _: Context
     ) -> jobs_pb2.Job:
         return _linked_to(await self._externals.heartbeat(request.job_id, context.current()))
+
+
+def _refuse_part(job: jobs_pb2.Job) -> None:
+    """What is asked of a child's job is to be asked of the one whose plan counts on the child."""
+    if above := job.parent_job_id:
+        message = f"job {job.job_id} is a part of job {above}, whose plan counts on it; ask that of job {above}"
+        raise failed_precondition("PART_OF_JOB", message, job_id=above)
 
 
 def _linked_to(job: jobs_pb2.Job) -> jobs_pb2.Job:

@@ -1,6 +1,6 @@
 """The steps of a flow: what people see of it, and how far it is.
 
-    VALIDATION
+    VALIDATION        these three for the flow, and for each child that shows as a job of its own
     EXECUTION      ◀─ the steps that nodes of the plan name, children's under that of the node that stands for them
     FINALIZATION      only when the plan has work
 
@@ -19,9 +19,9 @@ from collections.abc import Iterable, Mapping
 from typing import Final
 
 from coordinator.book import Book
-from coordinator.nodes import Node, derived_id, namespace_of, span_id_of
+from coordinator.nodes import LiveCommand, Node, derived_id, namespace_of, span_id_of
 from coordinator.plan import Call, Child, EntityRef, Plan, Task
-from coordinator.rows import Failure, Status, Step, Subject
+from coordinator.rows import Failure, Job, Status, Step, Subject
 
 VALIDATION: Final = "VALIDATION"
 EXECUTION: Final = "EXECUTION"
@@ -35,26 +35,30 @@ class StepTree:
         self._book = book
         self._names = subject_names
         self._namespace = namespace_of(book.root.command_id)
-        self._numbers: dict[str, int] = {}  # the next below a step, by its id
-        self._own: dict[str, Step] = {}  # VALIDATION, EXECUTION, FINALIZATION
+        self._numbers: dict[str, int] = {}  # the next below a step, or on top of a job, by its id
+        self._own: dict[tuple[str, str], Step] = {}  # VALIDATION, EXECUTION, FINALIZATION, by the job that they are of
         for step in book.steps.values():
-            if step.parent_step_id:
-                self._numbers[step.parent_step_id] = max(self._numbers.get(step.parent_step_id, 0), step.number + 1)
-            else:
-                self._own[step.step_type] = step
+            above = step.parent_step_id or step.job_id
+            self._numbers[above] = max(self._numbers.get(above, 0), step.number + 1)
+            if not step.parent_step_id:
+                self._own[step.job_id, step.step_type] = step
 
     # --- which there are ---------------------------------------------------------------------------------------------
 
-    def own(self, step_type: str) -> Step | None:
-        """One of the three that every job has; None if it has not."""
-        return self._own.get(step_type)
+    def own(self, step_type: str, command: LiveCommand | None = None) -> Step | None:
+        """One of the three that every job has, the flow's or that of a child; None if it has not."""
+        job_id = command.job.job_id if command is not None and command.job is not None else ""
+        return self._own.get((job_id, step_type))
 
-    def add_own(self, step_type: str, status: Status = Status.PENDING) -> None:
+    def add_own(self, step_type: str, status: Status = Status.PENDING, command: LiveCommand | None = None) -> None:
         """Adds one of the three."""
-        root_id = self._book.root.command_id
-        step_id = derived_id(self._namespace, 0, step_type, "step")
-        step = Step(step_id, "", root_id, step_type, len(self._own), status=status)
-        self._own[step_type] = step
+        namespace, command_id, job_id = self._namespace, self._book.root.command_id, ""
+        if command is not None and command.job is not None:
+            namespace, command_id, job_id = command.namespace, command.row.command_id, command.job.job_id
+        step_id, number = derived_id(namespace, 0, step_type, "step"), self._numbers.get(job_id, 0)
+        step = Step(step_id, "", command_id, step_type, number, status=status, job_id=job_id)
+        self._numbers[job_id] = number + 1
+        self._own[job_id, step_type] = step
         self._book.add_step(step)
 
     def show(self, node: Node) -> None:
@@ -67,8 +71,7 @@ class StepTree:
         node.step = step
 
     def _planned_step(self, node: Node, step_id: str) -> Step:
-        plan, above = node.plan, node.above
-        parent = self.around(above) if above is not None else self._own[EXECUTION]
+        plan, parent = node.plan, self._step_above(node)
         number = self._numbers.get(parent.step_id, 0)
         self._numbers[parent.step_id] = number + 1
         return Step(
@@ -83,16 +86,29 @@ class StepTree:
             ),
             weight=plan.weight,
             span_id=_span_of(node),
+            job_id=parent.job_id,
         )
+
+    def _step_above(self, node: Node) -> Step:
+        if node.parent is None and node.command.execution is not None:
+            return node.command.execution
+        above = node.above
+        return self.around(above) if above is not None else self._execution
 
     def around(self, node: Node) -> Step:
         """The step that shows a node, or else the nearest above."""
-        return node.nearest_step() or self._own[EXECUTION]
+        return node.nearest_step() or self._execution
+
+    @property
+    def _execution(self) -> Step:
+        return self._own["", EXECUTION]
 
     def in_order(self) -> list[Step]:
-        """All steps, parents before children, by number."""
+        """All steps of the flow's job, parents before children, by number."""
         below: dict[str, list[Step]] = {}
         for step in self._book.steps.values():
+            if step.job_id:
+                continue
             below.setdefault(step.parent_step_id, []).append(step)
         ordered: list[Step] = []
         stack = sorted(below.get("", []), key=lambda step: -step.number)
@@ -139,16 +155,25 @@ class StepTree:
                 gain = _gain_of_command(node)
                 if gain <= 0:
                     return
+                if node.command.job is not None:
+                    self._advance_child_job(node.command.job, node)
             above = node.above
             if above is None:
                 break
             gain *= node.share
             above.progress = min(1.0, above.progress + gain)
             node = above
-        self._show_progress(self._own[EXECUTION], node.progress)
+        self._show_progress(self._execution, node.progress)
         percent = _percent(node.progress)
         if percent > self._book.job.progress:
             self._book.change_job().progress = percent
+
+    def _advance_child_job(self, job: Job, root: Node) -> None:
+        self._show_progress(root.command.execution, root.progress)
+        percent = _percent(root.progress)
+        if percent > job.progress and not job.status.ended:
+            self._book.change_child_job(job)
+            job.progress = percent
 
     def _show_progress(self, step: Step | None, fraction: float) -> None:
         if step is None or step.status.ended:

@@ -90,6 +90,8 @@ def _check_node(node: Plan) -> None:
             _check_change(EntityChange(node.entity, node.name, node.status, node.declared))
         case Child():
             _check_texts("command_type", node.command_type)
+            if not isinstance(node.as_job, bool):
+                raise TypeError(f"as_job must be true or false, not {_shown(node.as_job)}")
         case Nothing() | Concurrently() | Serially():
             pass
 

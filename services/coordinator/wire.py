@@ -212,6 +212,8 @@ def commit_message(tree: FlowTree, mutations: Mutations, sequence: int, new_id: 
         external_job_id=tree.job.external_job_id,
         ends_wait=mutations.ends_wait,
     )
+    if tree.child_jobs:
+        _add_child_jobs(message, tree, mutations)
     if mutations.dependencies or mutations.lock_waits:
         _add_waits(message, tree, mutations)
     if mutations.new_job:
@@ -220,10 +222,30 @@ def commit_message(tree: FlowTree, mutations: Mutations, sequence: int, new_id: 
         message.job.CopyFrom(_job_change(tree.job))
         if mutations.priority:
             message.job.priority = tree.job.priority
+        if tree.job.job_id in mutations.named:
+            _name(message.job, tree.job)
     for ref in mutations.report_entities:
         message.report_entities.append(ref_message(ref))
     _add_notes(message, tree, mutations, new_id)
     return message
+
+
+def _add_child_jobs(message: jobstore_pb2.FlowCommit, tree: FlowTree, mutations: Mutations) -> None:
+    """Adds the jobs of children: those that are new, and those that changed or whose steps did."""
+    message.new_child_jobs.extend(_job_row(job) for job in mutations.new_child_jobs.values())
+    changed = {step.job_id for step in (*mutations.new_steps.values(), *mutations.steps.values()) if step.job_id}
+    for job_id in sorted((changed | mutations.child_jobs.keys()) - mutations.new_child_jobs.keys()):
+        job = tree.child_jobs[job_id]
+        change = _job_change(job)
+        change.job_id = job_id
+        if job_id in mutations.named:
+            _name(change, job)
+        message.child_jobs.append(change)
+
+
+def _name(change: jobstore_pb2.JobChange, job: Job) -> None:
+    change.named.description = job.description
+    change.named.subjects.extend(map(subject_message, job.subjects))
 
 
 def _add_notes(message: jobstore_pb2.FlowCommit, tree: FlowTree, mutations: Mutations, new_id: Any) -> None:
@@ -291,6 +313,8 @@ def _job_row(job: Job) -> jobstore_pb2.JobRow:
         request_hash=job.request_hash,
         categories=job.categories,
         cancel_requested_by=job.cancel_requested_by,
+        parent_job_id=job.parent_job_id,
+        command_id=job.command_id,
     )
     if job.error is not None:
         row.error.CopyFrom(status_of(job.error))
@@ -332,6 +356,7 @@ def _step_row(step: Step) -> jobstore_pb2.StepRow:
         span_id=step.span_id,
         subjects=[subject_message(subject) for subject in step.subjects],
         weight=step.weight,
+        job_id=step.job_id,
     )
     if step.error is not None:
         row.error.CopyFrom(status_of(step.error))
@@ -469,6 +494,7 @@ def rows_from(message: jobstore_pb2.FlowRows) -> FlowRows:
         steps=[_step_from(row) for row in message.steps],
         leaves=[_leaf_from(row) for row in message.tasks],
         snapshots=[_snapshot_from(row) for row in message.snapshots],
+        child_jobs=[_job_from(row) for row in message.child_jobs],
         seen={
             EntityRef(ENTITY_NAMES[entity.entity_type], entity.entity_id): observation_from(entity.observed)
             for entity in message.waited_entities
@@ -513,6 +539,8 @@ def _job_from(row: jobstore_pb2.JobRow) -> Job:
         start_time=seconds_of(row.start_time),
         update_time=seconds_of(row.update_time),
         revision=row.revision,
+        parent_job_id=row.parent_job_id,
+        command_id=row.command_id,
     )
 
 
@@ -531,6 +559,7 @@ def _step_from(row: jobstore_pb2.StepRow) -> Step:
         error=_failure_in(row),
         weight=row.weight,
         span_id=row.span_id,
+        job_id=row.job_id,
     )
 
 
@@ -614,6 +643,8 @@ def job_message(job: Job, flow_command_id: str, steps: Iterable[Step] = ()) -> j
         restarted_from=job.restarted_from,
         request_id=job.request_id,
         categories=job.categories,
+        parent_job_id=job.parent_job_id,
+        command_id=job.command_id or flow_command_id,
         steps=[_step_message(step, job) for step in steps],
     )
     for name in ("create_time", "start_time", "end_time", "update_time", "deadline"):

@@ -28,6 +28,10 @@ _RULES: Final = {
         SELECT job.job_id, format('job is %s, command %s is %s', job.status, command.command_id, command.status)
         FROM command JOIN job ON job.job_id = command.job_id
         WHERE command.end_time IS NULL AND job.status NOT IN ('PENDING', 'STARTED')
+      UNION ALL
+        SELECT job.job_id, format('job is %s, its command %s is %s', job.status, command.command_id, command.status)
+        FROM command JOIN job ON job.command_id = command.command_id AND job.parent_job_id <> ''
+        WHERE command.end_time IS NULL AND job.status NOT IN ('PENDING', 'STARTED')
     """,
     "OPEN_JOB_WITHOUT_FLOW": """
         SELECT job.job_id, format('job is %s, its root command %s', job.status,
@@ -35,6 +39,10 @@ _RULES: Final = {
         FROM job LEFT JOIN command AS root ON root.command_id = job.flow_command_id
         WHERE job.status IN ('PENDING', 'STARTED') AND NOT job.external
               AND (root.command_id IS NULL OR root.end_time IS NOT NULL)
+      UNION ALL
+        SELECT job.job_id, format('job is %s, its command %s', job.status, command.status)
+        FROM job JOIN command ON command.command_id = job.command_id
+        WHERE job.parent_job_id <> '' AND job.status IN ('PENDING', 'STARTED') AND command.end_time IS NOT NULL
     """,
     "ENDED_JOB_WITH_LOCK": """
         SELECT job.job_id, format('job is %s and holds %s/%s', job.status, entity_lock.entity_type,

@@ -1,9 +1,9 @@
 """Deletes ended jobs, each whole: with its steps, commands, tasks and events, in one transaction with its tombstone.
 
-What is never deleted, whoever asks: a job without an end, one whose flow has a live command or a lock, one with a task
-that a host may still know (cleared is a task only when its host has said so; a host that is away keeps its jobs). One
-that another job still depends on goes by hand alone: the sweeper leaves it. The DELETE itself says so, under the
-writers' mutex, whatever was looked at before.
+What is never deleted, whoever asks: a job without an end, one whose flow has a live command or a lock (that of a child
+goes when its whole flow is over), one with a task that a host may still know (cleared is a task only when its host has
+said so; a host that is away keeps its jobs). One that another job still depends on goes by hand alone: the sweeper
+leaves it. The DELETE itself says so, under the writers' mutex, whatever was looked at before.
 
     journal's turn ─▶ DELETE … RETURNING ─▶ tombstones, of the turn's revision ─▶ watchers: removed_job_id
                         └ the rest goes with the job (foreign keys), its events in the same statement
@@ -49,6 +49,10 @@ _DELETE: Final = f"""
               SELECT host_task.job_id FROM host_task WHERE host_task.job_id = ANY ($3) AND {_UNCLEARED}))
           AND job.job_id <> ALL (ARRAY(
               SELECT command.job_id FROM command WHERE command.job_id = ANY ($3) AND command.end_time IS NULL))
+          AND job.flow_command_id <> ALL (ARRAY(
+              SELECT root.command_id FROM command AS root
+              WHERE root.end_time IS NULL AND root.command_id = ANY (ARRAY(
+                  SELECT part.flow_command_id FROM job AS part WHERE part.job_id = ANY ($3)))))
           AND job.flow_command_id <> ALL (ARRAY(
               SELECT entity_lock.flow_command_id FROM entity_lock
               WHERE entity_lock.flow_command_id = ANY (ARRAY(

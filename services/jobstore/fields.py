@@ -284,6 +284,13 @@ JOBS: Final = Published(
         "The failed job that it repeats; none: it repeats none.",
         lambda seen: seen.job.restarted_from,
     ),
+    Field(
+        "parent_job_id",
+        Uuid(),
+        "job.parent_job_id",
+        "The job whose plan began it as a job of its own; none: nobody's did.",
+        lambda seen: seen.job.parent_job_id,
+    ),
     text="description",
 )
 

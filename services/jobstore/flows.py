@@ -32,6 +32,11 @@ _JOBS: Final = f"""
     SELECT {messages.JOB_COLUMNS}, job.request_hash, job.cancel_requested_by FROM job
     WHERE job.job_id = ANY ($1::text[])
 """
+# Of children that show as jobs.
+_CHILD_JOBS: Final = f"""
+    SELECT {messages.JOB_COLUMNS}, job.request_hash, job.cancel_requested_by FROM job
+    WHERE job.flow_command_id = ANY ($1::text[]) AND job.parent_job_id <> '' ORDER BY job.create_time, job.job_id
+"""
 _ONE_JOB: Final = f"SELECT {messages.JOB_COLUMNS} FROM job WHERE job.job_id = $1"
 _JOB_OF_STEP: Final = f"""
     SELECT {messages.JOB_COLUMNS} FROM job WHERE job.job_id = (SELECT step.job_id FROM step WHERE step.step_id = $1)
@@ -151,9 +156,12 @@ _Tables = Mapping[str, Mapping[str, Sequence[Row]]]
 
 
 async def _read_tables(connection: Connection, flows: Sequence[str], jobs: Sequence[str]) -> _Tables:
+    child_jobs = await connection.fetch(_CHILD_JOBS, flows)
+    with_steps = [*jobs, *(row["job_id"] for row in child_jobs)]
     return {
         "job": _grouped("job_id", await connection.fetch(_JOBS, jobs)),
-        "step": _grouped("job_id", await connection.fetch(_STEPS, jobs)),
+        "child_job": _grouped("flow_command_id", child_jobs),
+        "step": _grouped("job_id", await connection.fetch(_STEPS, with_steps)),
         "command": _grouped("job_id", await connection.fetch(_COMMANDS, jobs)),
         "host_task": _grouped("job_id", await connection.fetch(_TASKS, jobs)),
         "snapshot": _grouped("flow_command_id", await connection.fetch(_SNAPSHOTS, flows)),
@@ -178,7 +186,11 @@ def _flow(root: Row, tables: _Tables) -> jobstore_pb2.FlowRows:
         epoch=root["epoch"],
         sequence=root["sequence"],
         job=_job(tables["job"][job][0]),
-        steps=map(_step, steps_in_order(tables["step"][job])),
+        child_jobs=[_job(child) for child in tables["child_job"][flow]],
+        steps=[
+            *(_step(step) for step in steps_in_order(tables["step"][job])),
+            *(_step_of_child(step) for child in tables["child_job"][flow] for step in _steps_of(child, tables)),
+        ],
         commands=map(_command, _commands_in_order(tables["command"][job])),
         tasks=map(_task, tables["host_task"][job]),
         snapshots=map(_snapshot, tables["snapshot"][flow]),
@@ -223,6 +235,16 @@ def _step(row: Row) -> jobstore_pb2.StepRow:
         error=messages.status(row["error"]),
         start_time=timestamp(row["start_time"]),
     )
+
+
+def _steps_of(job: Row, tables: _Tables) -> Sequence[Row]:
+    return steps_in_order(tables["step"][job["job_id"]])
+
+
+def _step_of_child(row: Row) -> jobstore_pb2.StepRow:
+    step = _step(row)
+    step.job_id = row["job_id"]
+    return step
 
 
 def _command(row: Row) -> jobstore_pb2.CommandRow:
@@ -284,6 +306,8 @@ _JOB_FIELDS: Final = (
     "categories",
     "cancel_requested_by",
     "revision",
+    "parent_job_id",
+    "command_id",
 )
 _STEP_FIELDS: Final = (
     "step_id",

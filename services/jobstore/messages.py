@@ -118,7 +118,8 @@ JOB_COLUMNS: Final = """
     job.job_id, job.flow_command_id, job.command_type, job.description, job.status, job.owner, job.correlation_id,
     job.trace_id, job.span_id, job.parameters, job.subjects, job.create_time, job.start_time, job.end_time,
     job.update_time, job.revision, job.progress, job.visible, job.external, job.auto_cleared, job.cancelable,
-    job.priority, job.restarted_from, job.error, job.request_id, job.deadline, job.categories
+    job.priority, job.restarted_from, job.error, job.request_id, job.deadline, job.categories, job.parent_job_id,
+    job.command_id
 """
 
 
@@ -152,6 +153,8 @@ def job_message(row: Row) -> jobs_pb2.Job:
         request_id=row["request_id"],
         deadline=timestamp(row["deadline"]),
         categories=row["categories"],
+        parent_job_id=row["parent_job_id"],
+        command_id=row["command_id"] or row["flow_command_id"],
     )
 
 

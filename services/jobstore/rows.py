@@ -97,10 +97,9 @@ def _array(texts: tuple[str, ...]) -> str:
 # --- rows ------------------------------------------------------------------------------------------------------------
 
 
-def _job(commit: jobstore_pb2.FlowCommit) -> Row:
-    job = commit.new_job
+def _job(commit: jobstore_pb2.FlowCommit, job: jobstore_pb2.JobRow, job_id: str) -> Row:
     return (
-        commit.job_id,
+        job_id,
         commit.flow_command_id,
         job.command_type,
         job.description,
@@ -126,14 +125,21 @@ def _job(commit: jobstore_pb2.FlowCommit) -> Row:
     )
 
 
-def _job_change(commit: jobstore_pb2.FlowCommit) -> Row:
+def _child_job(commit: jobstore_pb2.FlowCommit, job: jobstore_pb2.JobRow) -> Row:
+    return (*_job(commit, job, job.job_id), job.parent_job_id, job.command_id)
+
+
+def _subjects(subjects: Iterable[jobs_pb2.Subject], job_id: str) -> list[Row]:
+    return [(*key, job_id) for key in dict.fromkeys(map(key_of, subjects))]
+
+
+def _job_change(job: jobstore_pb2.JobChange, job_id: str) -> Row:
     """All of it may be empty: the job's revision rises with each change of a step, and with each task that is begun.
 
     Progress never falls, so 0 stays.
     """
-    job = commit.job
     return (
-        commit.job_id,
+        job_id,
         _EXECUTION_STATUS[job.status],
         str(job.progress),
         _CANCEL_KIND[job.cancelable],
@@ -305,7 +311,10 @@ class Rows:
     """Rows by table, of one commit or of many."""
 
     jobs: list[Row] = field(default_factory=list)
+    child_jobs: list[Row] = field(default_factory=list)
     subjects: list[Row] = field(default_factory=list)
+    names: list[Row] = field(default_factory=list)
+    more_subjects: list[Row] = field(default_factory=list)
     job_changes: list[Row] = field(default_factory=list)
     steps: list[Row] = field(default_factory=list)
     step_changes: list[Row] = field(default_factory=list)
@@ -337,7 +346,7 @@ def rows_of(commit: jobstore_pb2.FlowCommit, coordinator_id: str) -> Rows:
 def _rows_of(commit: jobstore_pb2.FlowCommit, coordinator_id: str) -> Rows:
     job_id = commit.job_id
     rows = Rows(
-        steps=[step_row(step, job_id) for step in commit.new_steps],
+        steps=[step_row(step, step.job_id or job_id) for step in commit.new_steps],
         step_changes=[_step_change(step) for step in commit.steps],
         commands=[_command(command, commit, coordinator_id) for command in commit.new_commands],
         command_changes=_command_changes(commit),
@@ -347,10 +356,14 @@ def _rows_of(commit: jobstore_pb2.FlowCommit, coordinator_id: str) -> Rows:
     )
     if commit.HasField("new_job"):
         _require_root(commit)
-        rows.jobs = [_job(commit)]
-        rows.subjects = [(*key, job_id) for key in dict.fromkeys(map(key_of, commit.new_job.subjects))]
+        rows.jobs = [_job(commit, commit.new_job, job_id)]
+        rows.subjects = _subjects(commit.new_job.subjects, job_id)
     elif commit.HasField("job") or rows.steps or rows.step_changes or _reaches_host(commit):
-        rows.job_changes = [_job_change(commit)]
+        rows.job_changes = [_job_change(commit.job, job_id)]
+    if commit.new_child_jobs or commit.child_jobs:
+        _add_child_jobs(rows, commit)
+    if commit.job.HasField("named"):
+        _add_names(rows, commit.job.named, job_id)
     if commit.dependencies:
         rows.dependencies = [_dependency(each, commit.flow_command_id) for each in commit.dependencies]
     if commit.lock_waits:
@@ -362,6 +375,21 @@ def _rows_of(commit: jobstore_pb2.FlowCommit, coordinator_id: str) -> Rows:
     if not commit.ends_flow:  # else they would go with the same transaction
         rows.snapshots = [_snapshot(snapshot, commit.flow_command_id) for snapshot in commit.snapshots]
     return rows
+
+
+def _add_child_jobs(rows: Rows, commit: jobstore_pb2.FlowCommit) -> None:
+    for job in commit.new_child_jobs:
+        rows.child_jobs.append(_child_job(commit, job))
+        rows.subjects += _subjects(job.subjects, job.job_id)
+    for change in commit.child_jobs:
+        rows.job_changes.append(_job_change(change, change.job_id))
+        if change.HasField("named"):
+            _add_names(rows, change.named, change.job_id)
+
+
+def _add_names(rows: Rows, named: jobstore_pb2.JobNames, job_id: str) -> None:
+    rows.names.append((job_id, named.description, subjects_json(named.subjects)))
+    rows.more_subjects += _subjects(named.subjects, job_id)
 
 
 def _reaches_host(commit: jobstore_pb2.FlowCommit) -> bool:

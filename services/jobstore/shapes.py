@@ -88,6 +88,14 @@ JOB: Final = Shape(
     auto_cleared boolean, cancelable text, priority int, restarted_from text, error bytea?, request_id text,
     request_hash bytea?, deadline timestamptz?, categories text[], cancel_requested_by text"""
 )
+CHILD_JOB: Final = Shape(
+    """job_id text, flow_command_id text, command_type text, description text, status text?, owner text,
+    correlation_id text, trace_id text, span_id text, parameters jsonb, subjects jsonb, progress int, visible boolean,
+    auto_cleared boolean, cancelable text, priority int, restarted_from text, error bytea?, request_id text,
+    request_hash bytea?, deadline timestamptz?, categories text[], cancel_requested_by text, parent_job_id text,
+    command_id text"""
+)
+JOB_NAMES: Final = Shape("job_id text, description text, subjects jsonb")
 SUBJECT: Final = Shape("entity_type text?, entity_id text, job_id text")
 JOB_CHANGE: Final = Shape(
     "job_id text, status text?, progress int, cancelable text?, error bytea?, cancel_requested_by text?"

@@ -90,9 +90,16 @@ INSERT_JOBS: Final = f"""
     SELECT $1::bigint, $2::timestamptz, $2::timestamptz, {_BEGUN}, {_ENDED}, {shapes.JOB.values}
     FROM {shapes.JOB.rows(3)}
 """
+INSERT_CHILD_JOBS: Final = f"""
+    INSERT INTO job (revision, create_time, update_time, start_time, end_time, {shapes.CHILD_JOB.names})
+    SELECT $1::bigint, $2::timestamptz, $2::timestamptz, {_BEGUN}, {_ENDED}, {shapes.CHILD_JOB.values}
+    FROM {shapes.CHILD_JOB.rows(3)}
+"""
 INSERT_SUBJECTS: Final = f"""
     INSERT INTO job_subject_entity ({shapes.SUBJECT.names}) SELECT {shapes.SUBJECT.values} FROM {shapes.SUBJECT.rows(1)}
 """
+# Of a job that was stored before its names were known: rare.
+INSERT_MORE_SUBJECTS: Final = f"{INSERT_SUBJECTS} ON CONFLICT DO NOTHING"
 INSERT_STEPS: Final = f"""
     INSERT INTO step (revision, start_time, end_time, {shapes.STEP.names})
     SELECT $1::bigint, {_BEGUN}, {_ENDED}, {shapes.STEP.values}
@@ -158,6 +165,10 @@ CHANGE_JOBS: Final = f"""
 # Also with the commit that ends the job: that it had not ended before is judged (`guards.py`).
 CHANGE_PRIORITIES: Final = f"""
     UPDATE job SET priority = u.priority FROM {shapes.PRIORITY.rows(1)}
+    WHERE {_is("job", "job_id", 1)}
+"""
+NAME_JOBS: Final = f"""
+    UPDATE job SET description = u.description, subjects = u.subjects FROM {shapes.JOB_NAMES.rows(1)}
     WHERE {_is("job", "job_id", 1)}
 """
 CHANGE_STEPS: Final = f"""

@@ -205,7 +205,10 @@ def _gather(applied: Iterable[tuple[Commit, Apply]], stored: frozenset[Key]) -> 
 
 def _gather_rows(gathered: _Gathered, more: rows.Rows, correlation_id: str) -> None:
     gathered.jobs += more.jobs
+    gathered.child_jobs += more.child_jobs
     gathered.subjects += more.subjects
+    gathered.names += more.names
+    gathered.more_subjects += more.more_subjects
     gathered.job_changes += more.job_changes
     gathered.steps += more.steps
     gathered.step_changes += more.step_changes
@@ -246,7 +249,9 @@ async def _insert(turn: Turn, new: _Gathered) -> None:
     """Writes what is new, in the order of the foreign keys."""
     insert, revision, time = turn.writer.insert, turn.revision, turn.time
     await insert(statements.INSERT_JOBS, revision, time, rows=new.jobs)
+    await insert(statements.INSERT_CHILD_JOBS, revision, time, rows=new.child_jobs)
     await insert(statements.INSERT_SUBJECTS, rows=new.subjects)
+    await insert(statements.INSERT_MORE_SUBJECTS, rows=new.more_subjects)
     await insert(statements.INSERT_STEPS, revision, time, rows=new.steps, last=new.step_correlations)
     await insert(statements.INSERT_COMMANDS, revision, time, rows=new.commands, last=new.command_correlations)
     await insert(statements.INSERT_TASKS, time, rows=new.tasks, last=new.task_correlations)
@@ -262,6 +267,7 @@ async def _change(turn: Turn, changed: _Gathered) -> None:
     change_each, revision, time = turn.writer.change_each, turn.revision, turn.time
     await change_each(statements.CHANGE_JOBS, revision, time, rows=changed.job_changes)
     await change_each(statements.CHANGE_PRIORITIES, rows=changed.priorities)
+    await change_each(statements.NAME_JOBS, rows=changed.names)
     await change_each(statements.CHANGE_STEPS, revision, time, rows=changed.step_changes)
     await change_each(statements.CHANGE_COMMANDS, revision, time, rows=changed.command_changes)
     await change_each(statements.CHANGE_TASKS, time, rows=changed.task_changes)

@@ -53,6 +53,7 @@ async def add_random_job(scribe: Scribe, rng: random.Random) -> None:
         external=external,
         error=_an_error(rng.choice(REASONS)) if failed else None,
         restarted_from=rng.choice(["", scribe.ids.new()]),
+        **rng.choice([{}, {"parent_job_id": scribe.ids.new(), "command_id": scribe.ids.new()}]),
         **({"flow_command_id": ""} if external else {}),
     )
     for _ in range(0 if external else rng.randrange(3)):

@@ -1,6 +1,6 @@
 """Commands for the bench and for tests, in a package of their own: what a user's plug-in looks like."""
 
-from typing import Annotated
+from typing import Annotated, Any
 
 from pydantic import Field
 
@@ -51,10 +51,13 @@ class BenchTree(Command):
     object_id: EntityId
     width: Annotated[int, Field(ge=0, le=1000)] = 0
     depth: Annotated[int, Field(ge=1, le=100)] = 1
+    as_jobs: bool = False
+    """The children show as jobs of their own, not as steps."""
 
     async def execute(self, world: World) -> Plan:
         if self.width:
-            return concurrently(child(self._part(index), step="WORK") for index in range(self.width))
+            shown: dict[str, Any] = {"as_job": True} if self.as_jobs else {"step": "WORK"}
+            return concurrently(child(self._part(index), **shown) for index in range(self.width))
         return serially(
             task(self.host_ids[0], "simWork", {"object_id": f"{self.object_id}/{stage}"}, step="WORK")
             for stage in range(self.depth)

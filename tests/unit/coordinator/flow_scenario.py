@@ -367,7 +367,7 @@ class Scenario:
     def _take_commit(self, effect: ev.Commit) -> None:
         assert self.commit is None, "one commit is in flight at a time"
         assert effect.sequence == self.tree.sequence + 1
-        self.commit = written(effect.mutations, self.tree.job, effect.sequence, self.tree.epoch)
+        self.commit = written(effect.mutations, self.tree.job, effect.sequence, self.tree.epoch, self.tree.child_jobs)
         self._quiet_since_commit = True
         if self.thorough:
             self._compare_rows(self.commit)
@@ -403,6 +403,9 @@ class Scenario:
         assert after.leaves == tree.leaves
         assert after.commands == {row.command_id: row for row in after.commands.values() for row in [_row(tree, row)]}
         assert after.job is not None
+        assert {key: _told(job) for key, job in after.child_jobs.items()} == {
+            key: _told(job) for key, job in tree.child_jobs.items()
+        }
         for name in ("status", "progress", "cancelable", "error", "cancel_requested_by", "description", "priority"):
             assert getattr(after.job, name) == getattr(tree.job, name), name
 
@@ -490,6 +493,16 @@ class Scenario:
         types = dict.fromkeys(step.step_type for step in self.tree.planned_steps())
         return {kind: " ".join(step.status.value for step in self.steps(kind)) for kind in types}
 
+    def child_job(self, command_type: str) -> Job:
+        """The one stored job of a child of a type."""
+        [found] = [job for job in self.store.child_jobs.values() if job.command_type == command_type]
+        return found
+
+    def tree_of(self, job: Job) -> dict[str, str]:
+        """Status by step type of the steps of a child's job, in order."""
+        steps = [step for step in self.store.steps.values() if step.job_id == job.job_id]
+        return {step.step_type: step.status.value for step in steps}
+
     def child(self, command_type: str) -> Command:
         """The one stored command of a type."""
         [found] = [row for row in self.store.commands.values() if row.command_type == command_type]
@@ -505,6 +518,10 @@ class Scenario:
         assert self.done == 1
         assert self.tree.ended
         return self.job.status
+
+
+def _told(job: Job) -> tuple[object, ...]:
+    return (job.status, job.progress, job.error, job.description, job.subjects, job.parent_job_id)
 
 
 def _row(tree: FlowTree, stored: Command) -> Command:

@@ -69,9 +69,14 @@ class Written:
     lock_waits: tuple[LockKey, ...]
     waits_until: float
     ends_wait: bool
+    new_child_jobs: list[Job]
+    child_jobs: list[Job]
+    named: set[str]
 
 
-def written(mutations: Mutations, job: Job, sequence: int, epoch: int) -> Written:
+def written(
+    mutations: Mutations, job: Job, sequence: int, epoch: int, child_jobs: Mapping[str, Job] | None = None
+) -> Written:
     """Writes a commit down."""
     events = [event for notes in mutations.notes.values() for event in notes.events]
     return Written(
@@ -99,6 +104,9 @@ def written(mutations: Mutations, job: Job, sequence: int, epoch: int) -> Writte
         lock_waits=mutations.lock_waits,
         waits_until=mutations.waits_until,
         ends_wait=mutations.ends_wait,
+        new_child_jobs=[replace(row) for row in mutations.new_child_jobs.values()],
+        child_jobs=[replace((child_jobs or {})[key]) for key in mutations.child_jobs],
+        named=set(mutations.named),
     )
 
 
@@ -107,6 +115,7 @@ class Store:
 
     def __init__(self, entities: Mapping[EntityRef, Entity] | None = None) -> None:
         self.job: Job | None = None
+        self.child_jobs: dict[str, Job] = {}
         self.commands: dict[str, Command] = {}
         self.steps: dict[str, Step] = {}
         self.leaves: dict[str, Leaf] = {}
@@ -133,6 +142,7 @@ class Store:
         """The same, for another future."""
         other = Store()
         other.job = replace(self.job) if self.job is not None else None
+        other.child_jobs = {key: replace(row) for key, row in self.child_jobs.items()}
         other.commands = {key: replace(row) for key, row in self.commands.items()}
         other.steps = {key: replace(row) for key, row in self.steps.items()}
         other.leaves = {key: replace(row) for key, row in self.leaves.items()}
@@ -175,6 +185,7 @@ class Store:
         return FlowRows(
             job=other.job,
             commands=_parents_first(other.commands.values()),
+            child_jobs=list(other.child_jobs.values()),
             steps=list(other.steps.values()),
             leaves=list(other.leaves.values()),
             snapshots=other.snapshots,
@@ -277,16 +288,33 @@ class Store:
             assert self.job is not None
             assert not self.job.status.ended, "the job had ended"
             _keep(self.job, commit.job, ("status", "cancelable", "priority"))
+            if self.job.job_id in commit.named:
+                _keep(self.job, commit.job, ("description", "subjects"))
             _keep_given(self.job, commit.job, ("error", "cancel_requested_by"))
             self.job.progress = max(self.job.progress, commit.job.progress)
         assert self.job is not None
         assert self.job.progress < 100 or self.job.status is Status.FINISHED, "complete, but not FINISHED"
         assert commit.ends_flow == self.job.status.ended
+        self._apply_child_jobs(commit)
+
+    def _apply_child_jobs(self, commit: Written) -> None:
+        for job in commit.new_child_jobs:
+            assert job.job_id not in self.child_jobs, f"a second job {job.job_id}"
+            self.child_jobs[job.job_id] = job
+        for job in commit.child_jobs:
+            stored = self.child_jobs[job.job_id]
+            assert not stored.status.ended, "the child's job had ended"
+            stored.status, stored.progress = job.status, max(stored.progress, job.progress)
+            _keep_given(stored, job, ("error",))
+            if job.job_id in commit.named:
+                _keep(stored, job, ("description", "subjects"))
 
     def _insert(self, commit: Written) -> None:
         for step in commit.new_steps:
             assert step.step_id not in self.steps, f"a second step {step.step_id}"
             assert not step.parent_step_id or step.parent_step_id in self.steps, "parents come first"
+            assert not step.parent_step_id or self.steps[step.parent_step_id].job_id == step.job_id, "one tree a job"
+            assert not step.job_id or step.job_id in self.child_jobs, "a step of no job"
             self.steps[step.step_id] = step
         for command in commit.new_commands:
             assert command.command_id not in self.commands, f"a second command {command.command_id}"
@@ -341,12 +369,21 @@ class Store:
             found += [f"open step {s.step_type}" for s in self.steps.values() if not s.status.ended]
             found += [f"running leaf {leaf.verb}" for leaf in self.leaves.values() if not leaf.over]
             found += [f"lock {ref}" for ref in self.locks]
+            found += [f"open job {job.command_type}" for job in self.child_jobs.values() if not job.status.ended]
             found += [f"snapshot of {row.entity}" for row in self.snapshots]
             if self.job.status is not Status.FINISHED and self.job.error is None:
                 found.append("no error")
         if self.job.status is Status.FINISHED:
-            tops = [s for s in self.steps.values() if not s.parent_step_id]
+            tops = [s for s in self.steps.values() if not s.parent_step_id and not s.job_id]
             found += [f"{s.step_type} is {s.status}" for s in tops if s.status is not Status.FINISHED]
+        for job in self.child_jobs.values():
+            shown, steps = self.commands[job.command_id], [s for s in self.steps.values() if s.job_id == job.job_id]
+            if job.status.ended != shown.status.ended:
+                found.append(f"job of {job.command_type} is {job.status}, its command {shown.status}")
+            if job.status.ended:
+                found += [f"open step {s.step_type} of {job.command_type}" for s in steps if not s.status.ended]
+            if job.progress == 100 and job.status is not Status.FINISHED:
+                found.append(f"job of {job.command_type} is complete, but {job.status}")
         for key, times in self.occasions.items():
             if times > 1:
                 found.append(f"notes stored {times} times: {key}")

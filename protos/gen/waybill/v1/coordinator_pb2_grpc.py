@@ -33,6 +33,9 @@ class CoordinatorStub(object):
     `x-waybill-user` (the owner; `anonymous` if absent), `traceparent` (W3C Trace Context; `tracestate` and `baggage` are
     not read).
     Losing the RPC never cancels the job.
+
+    A job that is a part of another one (parent_job_id) is neither cancelled, nor ended, restarted or given a priority by
+    itself: FAILED_PRECONDITION PART_OF_JOB names the job to ask that of.
     """
 
     def __init__(self, channel):
@@ -120,6 +123,9 @@ class CoordinatorServicer(object):
     `x-waybill-user` (the owner; `anonymous` if absent), `traceparent` (W3C Trace Context; `tracestate` and `baggage` are
     not read).
     Losing the RPC never cancels the job.
+
+    A job that is a part of another one (parent_job_id) is neither cancelled, nor ended, restarted or given a priority by
+    itself: FAILED_PRECONDITION PART_OF_JOB names the job to ask that of.
     """
 
     def RunCommand(self, request, context):
@@ -366,6 +372,9 @@ class Coordinator(object):
     `x-waybill-user` (the owner; `anonymous` if absent), `traceparent` (W3C Trace Context; `tracestate` and `baggage` are
     not read).
     Losing the RPC never cancels the job.
+
+    A job that is a part of another one (parent_job_id) is neither cancelled, nor ended, restarted or given a priority by
+    itself: FAILED_PRECONDITION PART_OF_JOB names the job to ask that of.
     """
 
     @staticmethod

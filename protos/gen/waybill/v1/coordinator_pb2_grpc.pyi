@@ -20,6 +20,9 @@ class CoordinatorStub:
     `x-waybill-user` (the owner; `anonymous` if absent), `traceparent` (W3C Trace Context; `tracestate` and `baggage` are
     not read).
     Losing the RPC never cancels the job.
+
+    A job that is a part of another one (parent_job_id) is neither cancelled, nor ended, restarted or given a priority by
+    itself: FAILED_PRECONDITION PART_OF_JOB names the job to ask that of.
     """
 
     def __init__(self, channel: _aio.Channel) -> None: ...
@@ -130,6 +133,9 @@ class CoordinatorServicer(metaclass=_abc_1.ABCMeta):
     `x-waybill-user` (the owner; `anonymous` if absent), `traceparent` (W3C Trace Context; `tracestate` and `baggage` are
     not read).
     Losing the RPC never cancels the job.
+
+    A job that is a part of another one (parent_job_id) is neither cancelled, nor ended, restarted or given a priority by
+    itself: FAILED_PRECONDITION PART_OF_JOB names the job to ask that of.
     """
 
     @_abc_1.abstractmethod

@@ -74,6 +74,8 @@ class _ReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_Reason.ValueTy
     """ALREADY_EXISTS: the request id was used, and its job was deleted after it had ended; metadata `job_id`."""
     REASON_JOB_STARTED: _Reason.ValueType  # 33
     """FAILED_PRECONDITION: the job has begun; what was asked for is possible only before. Not sent any more."""
+    REASON_PART_OF_JOB: _Reason.ValueType  # 43
+    """FAILED_PRECONDITION: the job shows a part of another one, which is to be asked; metadata `job_id` names it."""
     REASON_GROUP_REFUSED: _Reason.ValueType  # 34
     """ABORTED: another commit of the same group was refused; metadata `job_id` names its job."""
     REASON_NOT_RESTARTABLE: _Reason.ValueType  # 35
@@ -217,6 +219,8 @@ REASON_JOB_DELETED: Reason.ValueType  # 39
 """ALREADY_EXISTS: the request id was used, and its job was deleted after it had ended; metadata `job_id`."""
 REASON_JOB_STARTED: Reason.ValueType  # 33
 """FAILED_PRECONDITION: the job has begun; what was asked for is possible only before. Not sent any more."""
+REASON_PART_OF_JOB: Reason.ValueType  # 43
+"""FAILED_PRECONDITION: the job shows a part of another one, which is to be asked; metadata `job_id` names it."""
 REASON_GROUP_REFUSED: Reason.ValueType  # 34
 """ABORTED: another commit of the same group was refused; metadata `job_id` names its job."""
 REASON_NOT_RESTARTABLE: Reason.ValueType  # 35

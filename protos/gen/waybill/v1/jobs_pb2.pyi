@@ -458,6 +458,8 @@ class Job(_message.Message):
     DEADLINE_FIELD_NUMBER: _builtins.int
     CATEGORIES_FIELD_NUMBER: _builtins.int
     COMPENSATIONS_FIELD_NUMBER: _builtins.int
+    PARENT_JOB_ID_FIELD_NUMBER: _builtins.int
+    COMMAND_ID_FIELD_NUMBER: _builtins.int
     job_id: _builtins.str
     """Id of the job, chosen by the coordinator."""
     flow_command_id: _builtins.str
@@ -494,6 +496,13 @@ class Job(_message.Message):
     """The failed job that this one repeats; empty if none."""
     request_id: _builtins.str
     """The caller's idempotency key; empty if none was given."""
+    parent_job_id: _builtins.str
+    """The job that this one is a part of; empty: of none. Set if it shows a command that another one's plan began as a
+    job of its own: it ends with that command, at the latest with the job above, and has that command's steps. Tasks,
+    locks and commands are listed under the job of the whole flow.
+    """
+    command_id: _builtins.str
+    """The command that it shows: that of flow_command_id, or the one below it that shows as a job of its own."""
     @_builtins.property
     def parameters(self) -> _struct_pb2.Struct:
         """The root command's parameters as stored."""
@@ -572,10 +581,12 @@ class Job(_message.Message):
         deadline: _timestamp_pb2.Timestamp | None = ...,
         categories: _abc.Iterable[_builtins.str] | None = ...,
         compensations: _abc.Iterable[Global___Compensation] | None = ...,
+        parent_job_id: _builtins.str = ...,
+        command_id: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["create_time", b"create_time", "deadline", b"deadline", "end_time", b"end_time", "error", b"error", "parameters", b"parameters", "start_time", b"start_time", "update_time", b"update_time"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["auto_cleared", b"auto_cleared", "cancelable", b"cancelable", "categories", b"categories", "command_type", b"command_type", "compensations", b"compensations", "correlation_id", b"correlation_id", "create_time", b"create_time", "deadline", b"deadline", "description", b"description", "end_time", b"end_time", "error", b"error", "external", b"external", "flow_command_id", b"flow_command_id", "job_id", b"job_id", "owner", b"owner", "parameters", b"parameters", "priority", b"priority", "progress", b"progress", "request_id", b"request_id", "restarted_from", b"restarted_from", "revision", b"revision", "span_id", b"span_id", "start_time", b"start_time", "status", b"status", "steps", b"steps", "subjects", b"subjects", "trace_id", b"trace_id", "update_time", b"update_time", "visible", b"visible"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["auto_cleared", b"auto_cleared", "cancelable", b"cancelable", "categories", b"categories", "command_id", b"command_id", "command_type", b"command_type", "compensations", b"compensations", "correlation_id", b"correlation_id", "create_time", b"create_time", "deadline", b"deadline", "description", b"description", "end_time", b"end_time", "error", b"error", "external", b"external", "flow_command_id", b"flow_command_id", "job_id", b"job_id", "owner", b"owner", "parameters", b"parameters", "parent_job_id", b"parent_job_id", "priority", b"priority", "progress", b"progress", "request_id", b"request_id", "restarted_from", b"restarted_from", "revision", b"revision", "span_id", b"span_id", "start_time", b"start_time", "status", b"status", "steps", b"steps", "subjects", b"subjects", "trace_id", b"trace_id", "update_time", b"update_time", "visible", b"visible"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -96,7 +96,8 @@ class ListJobsRequest(_message.Message):
     filter: _builtins.str
     """See JobStore. Over job_id, status, command_type (or type), category, owner, correlation_id, entity ("VM/…"), host,
     create_time, start_time, end_time, update_time, deadline, duration, progress, priority, visible, external,
-    description, error, error.reason, restarted_from. Visible jobs only, unless it names `visible`. Empty: all of those.
+    description, error, error.reason, restarted_from, parent_job_id. Visible jobs only, unless it names `visible`.
+    Empty: all of those.
     """
     page_size: _builtins.int
     """At most 1000; 0: 50."""
@@ -1165,6 +1166,8 @@ class JobRow(_message.Message):
     REVISION_FIELD_NUMBER: _builtins.int
     UPDATE_TIME_FIELD_NUMBER: _builtins.int
     END_TIME_FIELD_NUMBER: _builtins.int
+    PARENT_JOB_ID_FIELD_NUMBER: _builtins.int
+    COMMAND_ID_FIELD_NUMBER: _builtins.int
     job_id: _builtins.str
     """See Job for all of these."""
     command_type: _builtins.str
@@ -1203,6 +1206,10 @@ class JobRow(_message.Message):
     """Who asked for the cancel, and why; empty if nobody did."""
     revision: _builtins.int
     """Set when loaded."""
+    parent_job_id: _builtins.str
+    """See Job; only of a child's job."""
+    command_id: _builtins.str
+    """See Job; only of a child's job."""
     @_builtins.property
     def subjects(self) -> _containers.RepeatedCompositeFieldContainer[_jobs_pb2.Subject]:
         """See Job."""
@@ -1265,10 +1272,12 @@ class JobRow(_message.Message):
         revision: _builtins.int = ...,
         update_time: _timestamp_pb2.Timestamp | None = ...,
         end_time: _timestamp_pb2.Timestamp | None = ...,
+        parent_job_id: _builtins.str = ...,
+        command_id: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["create_time", b"create_time", "deadline", b"deadline", "end_time", b"end_time", "error", b"error", "start_time", b"start_time", "update_time", b"update_time"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["auto_cleared", b"auto_cleared", "cancel_requested_by", b"cancel_requested_by", "cancelable", b"cancelable", "categories", b"categories", "command_type", b"command_type", "correlation_id", b"correlation_id", "create_time", b"create_time", "deadline", b"deadline", "description", b"description", "end_time", b"end_time", "error", b"error", "job_id", b"job_id", "owner", b"owner", "parameters_json", b"parameters_json", "priority", b"priority", "progress", b"progress", "request_hash", b"request_hash", "request_id", b"request_id", "restarted_from", b"restarted_from", "revision", b"revision", "span_id", b"span_id", "start_time", b"start_time", "status", b"status", "subjects", b"subjects", "trace_id", b"trace_id", "update_time", b"update_time", "visible", b"visible"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["auto_cleared", b"auto_cleared", "cancel_requested_by", b"cancel_requested_by", "cancelable", b"cancelable", "categories", b"categories", "command_id", b"command_id", "command_type", b"command_type", "correlation_id", b"correlation_id", "create_time", b"create_time", "deadline", b"deadline", "description", b"description", "end_time", b"end_time", "error", b"error", "job_id", b"job_id", "owner", b"owner", "parameters_json", b"parameters_json", "parent_job_id", b"parent_job_id", "priority", b"priority", "progress", b"progress", "request_hash", b"request_hash", "request_id", b"request_id", "restarted_from", b"restarted_from", "revision", b"revision", "span_id", b"span_id", "start_time", b"start_time", "status", b"status", "subjects", b"subjects", "trace_id", b"trace_id", "update_time", b"update_time", "visible", b"visible"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -1286,6 +1295,8 @@ class JobChange(_message.Message):
     ERROR_FIELD_NUMBER: _builtins.int
     CANCEL_REQUESTED_BY_FIELD_NUMBER: _builtins.int
     PRIORITY_FIELD_NUMBER: _builtins.int
+    NAMED_FIELD_NUMBER: _builtins.int
+    JOB_ID_FIELD_NUMBER: _builtins.int
     status: _jobs_pb2.ExecutionStatus.ValueType
     """New status; UNSPECIFIED: stays. Start and end time follow it."""
     progress: _builtins.int
@@ -1296,9 +1307,15 @@ class JobChange(_message.Message):
     """New wish to cancel; empty: stays."""
     priority: _builtins.int
     """New priority."""
+    job_id: _builtins.str
+    """Of a child's job: which; empty on the flow's."""
     @_builtins.property
     def error(self) -> _status_pb2.Status:
         """New error; absent: stays."""
+
+    @_builtins.property
+    def named(self) -> Global___JobNames:
+        """What the job is called, if it was stored before that was known; absent: as it is."""
 
     def __init__(
         self,
@@ -1309,10 +1326,12 @@ class JobChange(_message.Message):
         error: _status_pb2.Status | None = ...,
         cancel_requested_by: _builtins.str = ...,
         priority: _builtins.int | None = ...,
+        named: Global___JobNames | None = ...,
+        job_id: _builtins.str = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["_priority", b"_priority", "_progress", b"_progress", "error", b"error", "priority", b"priority", "progress", b"progress"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_priority", b"_priority", "_progress", b"_progress", "error", b"error", "named", b"named", "priority", b"priority", "progress", b"progress"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_priority", b"_priority", "_progress", b"_progress", "cancel_requested_by", b"cancel_requested_by", "cancelable", b"cancelable", "error", b"error", "priority", b"priority", "progress", b"progress", "status", b"status"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_priority", b"_priority", "_progress", b"_progress", "cancel_requested_by", b"cancel_requested_by", "cancelable", b"cancelable", "error", b"error", "job_id", b"job_id", "named", b"named", "priority", b"priority", "progress", b"progress", "status", b"status"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__priority: _TypeAlias = _typing.Literal["priority"]  # noqa: Y015
     _WhichOneofArgType__priority: _TypeAlias = _typing.Literal["_priority", b"_priority"]  # noqa: Y015
@@ -1324,6 +1343,34 @@ class JobChange(_message.Message):
     def WhichOneof(self, oneof_group: _WhichOneofArgType__progress) -> _WhichOneofReturnType__progress | None: ...
 
 Global___JobChange: _TypeAlias = JobChange  # noqa: Y015
+
+@_typing.final
+class JobNames(_message.Message):
+    """What a job is called and is about."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    DESCRIPTION_FIELD_NUMBER: _builtins.int
+    SUBJECTS_FIELD_NUMBER: _builtins.int
+    description: _builtins.str
+    """See Job."""
+    @_builtins.property
+    def subjects(self) -> _containers.RepeatedCompositeFieldContainer[_jobs_pb2.Subject]:
+        """See Job. What it was about already it stays about."""
+
+    def __init__(
+        self,
+        *,
+        description: _builtins.str = ...,
+        subjects: _abc.Iterable[_jobs_pb2.Subject] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["description", b"description", "subjects", b"subjects"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___JobNames: _TypeAlias = JobNames  # noqa: Y015
 
 @_typing.final
 class StepRow(_message.Message):
@@ -1346,6 +1393,7 @@ class StepRow(_message.Message):
     ERROR_FIELD_NUMBER: _builtins.int
     WEIGHT_FIELD_NUMBER: _builtins.int
     START_TIME_FIELD_NUMBER: _builtins.int
+    JOB_ID_FIELD_NUMBER: _builtins.int
     step_id: _builtins.str
     """See Step."""
     parent_step_id: _builtins.str
@@ -1370,6 +1418,8 @@ class StepRow(_message.Message):
     """See Step."""
     weight: _builtins.float
     """Share of its parent's progress."""
+    job_id: _builtins.str
+    """The child's job that it is a step of; empty: the flow's."""
     @_builtins.property
     def subjects(self) -> _containers.RepeatedCompositeFieldContainer[_jobs_pb2.Subject]:
         """See Step."""
@@ -1400,10 +1450,11 @@ class StepRow(_message.Message):
         error: _status_pb2.Status | None = ...,
         weight: _builtins.float = ...,
         start_time: _timestamp_pb2.Timestamp | None = ...,
+        job_id: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["error", b"error", "start_time", b"start_time"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["command_id", b"command_id", "description", b"description", "error", b"error", "external_id", b"external_id", "external_system_type", b"external_system_type", "number", b"number", "parent_step_id", b"parent_step_id", "progress", b"progress", "span_id", b"span_id", "start_time", b"start_time", "status", b"status", "step_id", b"step_id", "step_type", b"step_type", "subjects", b"subjects", "weight", b"weight"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["command_id", b"command_id", "description", b"description", "error", b"error", "external_id", b"external_id", "external_system_type", b"external_system_type", "job_id", b"job_id", "number", b"number", "parent_step_id", b"parent_step_id", "progress", b"progress", "span_id", b"span_id", "start_time", b"start_time", "status", b"status", "step_id", b"step_id", "step_type", b"step_type", "subjects", b"subjects", "weight", b"weight"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -1976,6 +2027,8 @@ class FlowCommit(_message.Message):
     LOCK_WAITS_FIELD_NUMBER: _builtins.int
     WAITS_UNTIL_FIELD_NUMBER: _builtins.int
     ENDS_WAIT_FIELD_NUMBER: _builtins.int
+    NEW_CHILD_JOBS_FIELD_NUMBER: _builtins.int
+    CHILD_JOBS_FIELD_NUMBER: _builtins.int
     flow_command_id: _builtins.str
     """The flow."""
     epoch: _builtins.int
@@ -2066,6 +2119,14 @@ class FlowCommit(_message.Message):
     def waits_until(self) -> _timestamp_pb2.Timestamp:
         """Until when it queues. Must be there with lock_waits."""
 
+    @_builtins.property
+    def new_child_jobs(self) -> _containers.RepeatedCompositeFieldContainer[Global___JobRow]:
+        """Jobs of children that begin."""
+
+    @_builtins.property
+    def child_jobs(self) -> _containers.RepeatedCompositeFieldContainer[Global___JobChange]:
+        """Jobs of children that changed; each one of whose steps something did."""
+
     def __init__(
         self,
         *,
@@ -2094,10 +2155,12 @@ class FlowCommit(_message.Message):
         lock_waits: _abc.Iterable[Global___LockRow] | None = ...,
         waits_until: _timestamp_pb2.Timestamp | None = ...,
         ends_wait: _builtins.bool = ...,
+        new_child_jobs: _abc.Iterable[Global___JobRow] | None = ...,
+        child_jobs: _abc.Iterable[Global___JobChange] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["job", b"job", "new_job", b"new_job", "waits_until", b"waits_until"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["commands", b"commands", "dependencies", b"dependencies", "ends_flow", b"ends_flow", "ends_wait", b"ends_wait", "entities", b"entities", "epoch", b"epoch", "events", b"events", "external_job_id", b"external_job_id", "flow_command_id", b"flow_command_id", "handled_requests", b"handled_requests", "job", b"job", "job_id", b"job_id", "lock_waits", b"lock_waits", "locks", b"locks", "new_commands", b"new_commands", "new_job", b"new_job", "new_steps", b"new_steps", "new_tasks", b"new_tasks", "read_versions", b"read_versions", "report_entities", b"report_entities", "sequence", b"sequence", "snapshots", b"snapshots", "steps", b"steps", "tasks", b"tasks", "waits_until", b"waits_until"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["child_jobs", b"child_jobs", "commands", b"commands", "dependencies", b"dependencies", "ends_flow", b"ends_flow", "ends_wait", b"ends_wait", "entities", b"entities", "epoch", b"epoch", "events", b"events", "external_job_id", b"external_job_id", "flow_command_id", b"flow_command_id", "handled_requests", b"handled_requests", "job", b"job", "job_id", b"job_id", "lock_waits", b"lock_waits", "locks", b"locks", "new_child_jobs", b"new_child_jobs", "new_commands", b"new_commands", "new_job", b"new_job", "new_steps", b"new_steps", "new_tasks", b"new_tasks", "read_versions", b"read_versions", "report_entities", b"report_entities", "sequence", b"sequence", "snapshots", b"snapshots", "steps", b"steps", "tasks", b"tasks", "waits_until", b"waits_until"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -2715,6 +2778,7 @@ class FlowRows(_message.Message):
     EPOCH_FIELD_NUMBER: _builtins.int
     SEQUENCE_FIELD_NUMBER: _builtins.int
     JOB_FIELD_NUMBER: _builtins.int
+    CHILD_JOBS_FIELD_NUMBER: _builtins.int
     STEPS_FIELD_NUMBER: _builtins.int
     COMMANDS_FIELD_NUMBER: _builtins.int
     TASKS_FIELD_NUMBER: _builtins.int
@@ -2740,6 +2804,10 @@ class FlowRows(_message.Message):
     @_builtins.property
     def job(self) -> Global___JobRow:
         """Its job."""
+
+    @_builtins.property
+    def child_jobs(self) -> _containers.RepeatedCompositeFieldContainer[Global___JobRow]:
+        """The jobs of its children that show as such."""
 
     @_builtins.property
     def steps(self) -> _containers.RepeatedCompositeFieldContainer[Global___StepRow]:
@@ -2781,6 +2849,7 @@ class FlowRows(_message.Message):
         epoch: _builtins.int = ...,
         sequence: _builtins.int = ...,
         job: Global___JobRow | None = ...,
+        child_jobs: _abc.Iterable[Global___JobRow] | None = ...,
         steps: _abc.Iterable[Global___StepRow] | None = ...,
         commands: _abc.Iterable[Global___CommandRow] | None = ...,
         tasks: _abc.Iterable[Global___TaskRow] | None = ...,
@@ -2794,7 +2863,7 @@ class FlowRows(_message.Message):
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["job", b"job", "waits_until", b"waits_until"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["commands", b"commands", "coordinator_id", b"coordinator_id", "dependencies", b"dependencies", "epoch", b"epoch", "external_job_id", b"external_job_id", "flow_command_id", b"flow_command_id", "job", b"job", "locks_free", b"locks_free", "requests", b"requests", "sequence", b"sequence", "snapshots", b"snapshots", "steps", b"steps", "tasks", b"tasks", "waited_entities", b"waited_entities", "waits_until", b"waits_until"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["child_jobs", b"child_jobs", "commands", b"commands", "coordinator_id", b"coordinator_id", "dependencies", b"dependencies", "epoch", b"epoch", "external_job_id", b"external_job_id", "flow_command_id", b"flow_command_id", "job", b"job", "locks_free", b"locks_free", "requests", b"requests", "sequence", b"sequence", "snapshots", b"snapshots", "steps", b"steps", "tasks", b"tasks", "waited_entities", b"waited_entities", "waits_until", b"waits_until"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
