@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import ast
+import inspect
+from collections.abc import Iterator
+from types import ModuleType
 from typing import Any
 
 import pytest
 
-from coordinator import rows, wire
+from coordinator import commands, rows, steptree, wire
 from hostagent.settings import Settings
 from hostagent.task import TaskResult, TaskState
 from waybill.v1 import hostagent_pb2, jobs_pb2
@@ -17,6 +21,16 @@ STATUSES = "PENDING STARTED FINISHED FAILED ABORTED UNKNOWN SKIPPED"
 END_STATUSES = "FINISHED FAILED ABORTED UNKNOWN SKIPPED"
 COMMAND_STATUSES = "NOT_STARTED ACTIVE EXECUTION_FAILED SUCCEEDED FAILED ENDED_SUCCESSFULLY ENDED_WITH_FAILURE UNKNOWN"
 ENTITY_TYPES = "HOST VM DISK SNAPSHOT STORAGE_DOMAIN TEMPLATE CLUSTER"
+PHASES = "VALIDATION EXECUTION FINALIZATION"
+STEP_TYPES_OF_HOSTS = (
+    "TEST_POWER_MANAGEMENT INSTALLING_HOST PREPARE_FOR_MAINTENANCE MAINTENANCE_HOST MIGRATE_VM "
+    "DISCONNECT_FROM_STORAGE ACTIVATE_HOST"
+)
+STEP_TYPES_OF_VMS = "START_VM STOP_VM REMOVE_VM"
+STEP_TYPES_OF_STORAGE = (
+    "CREATE_VOLUME DELETE_VOLUME COPY_IMAGE MOVE_IMAGE DELETE_IMAGE CREATE_SNAPSHOT MERGE_SNAPSHOTS "
+    "CLONE_IMAGE_STRUCTURE REPLICATE_START SYNC_IMAGE_DATA REPLICATE_FINISH EXTEND_IMAGE"
+)
 TASK_VERBS = "getTaskStatus getTaskInfo getAllTasksStatuses getAllTasksInfo stopTask revertTask clearTask"
 
 
@@ -44,6 +58,23 @@ def test_a_host_publishes_the_states_of_the_design() -> None:
 @pytest.mark.rule("semantics §1: TaskResult: `SUCCESS`, `CLEAN_SUCCESS`")
 def test_a_host_publishes_the_results_of_the_design() -> None:
     assert words(jobs_pb2.TaskResult, "TASK_RESULT_") == set(TASK_RESULTS.split()) == set(TaskResult)
+
+
+@pytest.mark.rule("semantics §1: StepType: host: VM: storage: plus any a plug-in registers")
+def test_the_steps_of_our_commands_are_of_the_types_of_the_design() -> None:
+    modules = [each for each in vars(commands).values() if inspect.ismodule(each)]
+    named = {step_type for module in modules for step_type in steps_named_in(module)}
+    assert len(named) >= 15  # or they are named in a way that nobody sees here
+    assert named <= set(f"{STEP_TYPES_OF_HOSTS} {STEP_TYPES_OF_VMS} {STEP_TYPES_OF_STORAGE}".split())
+    assert [steptree.VALIDATION, steptree.EXECUTION, steptree.FINALIZATION] == PHASES.split()
+
+
+def steps_named_in(module: ModuleType) -> Iterator[str]:
+    """What plans made in a module call their steps."""
+    for node in ast.walk(ast.parse(inspect.getsource(module))):
+        if isinstance(node, ast.keyword) and node.arg == "step":
+            words = [each.value for each in ast.walk(node.value) if isinstance(each, ast.Constant)]
+            yield from (word for word in words if word and isinstance(word, str))
 
 
 @pytest.mark.rule("semantics §1: EntityType: `HOST VM DISK SNAPSHOT STORAGE_DOMAIN TEMPLATE CLUSTER`")

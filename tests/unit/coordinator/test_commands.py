@@ -11,7 +11,7 @@ import pytest
 from chassis.errors import WaybillError
 from coordinator.attempts import FailedAttempt
 from coordinator.commands.add_disk import AddDisk
-from coordinator.commands.base import Command, CommandType, Registry, command
+from coordinator.commands.base import Command, CommandType, EntityId, Registry, command, exclusive
 from coordinator.commands.remove_all_vm_images import RemoveAllVmImages
 from coordinator.commands.remove_image import RemoveImage
 from coordinator.commands.remove_vm import RemoveVm
@@ -31,7 +31,7 @@ from coordinator.plan import (
     Task,
     WaitFor,
 )
-from coordinator.rows import Failure, Severity
+from coordinator.rows import Cancel, Failure, LockKey, Severity
 from coordinator.world import Entity, Reading, World
 
 
@@ -278,6 +278,58 @@ def test_a_description_says_the_names_of_its_subjects() -> None:
     kind = Registry.load().find("RemoveVm")
     assert kind.describe(RemoveVm(vm_id="vm-1"), lambda ref: "web") == "Removing VM web"
     assert kind.describe(RemoveVm(vm_id="vm-1"), lambda ref: "") == "Removing VM vm-1"
+
+
+A_COMMAND_TYPE = "semantics §2: A command type has: a name, a parameter class, a description template, categories"
+
+
+@pytest.mark.rule(A_COMMAND_TYPE)
+def test_a_command_type_says_all_about_itself_where_it_is_registered() -> None:
+    @command(
+        "ResizeDisk",
+        version=3,
+        description="Resizing ${disk} to ${size_mb} MB",
+        categories=["storage", "slow"],
+        monitored=False,
+        by_entity=True,
+        cancel=Cancel.BEFORE_START,
+    )
+    class ResizeDisk(Command):
+        """Makes a disk larger.
+
+        Or smaller.
+        """
+
+        disk_id: EntityId
+        size_mb: int
+
+        def locks(self) -> list[LockKey]:
+            return exclusive("DISK", self.disk_id)
+
+    kind = Registry.load().find("ResizeDisk")
+    assert (kind.name, kind.version, kind.doc) == ("ResizeDisk", 3, "Makes a disk larger.")
+    assert (kind.categories, kind.monitored, kind.by_entity) == (("storage", "slow"), False, True)
+    assert kind.cancel is Cancel.BEFORE_START
+    assert kind.schema["required"] == ["disk_id", "size_mb"]
+    read = kind.read(3, {"disk_id": "d-1", "size_mb": 20})
+    assert read == ResizeDisk(disk_id="d-1", size_mb=20)
+    assert (read.command_type, read.parameters_version) == ("ResizeDisk", 3)
+    assert kind.describe(read, lambda ref: f"name of {ref.entity_id}") == "Resizing name of d-1 to 20 MB"
+    assert read.locks() == [LockKey(EntityRef("DISK", "d-1"))]
+    with pytest.raises(WaybillError, match="size_mb: is required"):
+        kind.read(3, {"disk_id": "d-1"})
+
+
+@pytest.mark.rule(A_COMMAND_TYPE)
+def test_what_a_command_type_does_not_say_is_what_the_design_says() -> None:
+    @command("Plain")
+    class Plain(Command):
+        pass
+
+    kind: CommandType = Plain.type_
+    assert (kind.version, kind.categories, kind.description) == (1, (), "Plain")
+    assert (kind.monitored, kind.by_entity, kind.cancel) == (True, False, Cancel.NONE)
+    assert Plain().locks() == []
 
 
 @pytest.mark.rule("semantics §2: an older version goes through `upgrade(version, parameters)`")

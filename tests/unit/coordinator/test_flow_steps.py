@@ -51,6 +51,15 @@ def test_planned_steps_are_there_from_the_start_in_order() -> None:
     }
 
 
+@pytest.mark.rule("semantics §1: StepType: plus any a plug-in registers")
+@pytest.mark.parametrize("step_type", ["REMOVE_VM", "COPY_IMAGE", "EXTEND_IMAGE", "SCRUB_DISK"])
+def test_a_step_is_of_the_type_that_its_node_names_also_if_none_of_our_commands_has_such(step_type: str) -> None:
+    flow = a_running_flow(task("h1", "work", step=step_type))
+    assert flow.statuses()[step_type] == "STARTED"
+    flow.host_says("work")
+    assert (flow.statuses()[step_type], flow.ended()) == ("FINISHED", Status.FINISHED)
+
+
 @pytest.mark.rule("semantics §4: Planned steps others are added as they become known")
 def test_steps_of_a_child_come_under_the_step_that_names_it_as_they_become_known() -> None:
     flow = a_running_flow(serially([task("h1", "a"), a_child("One", step="ONE")]), {"One": PARTS})
