@@ -66,7 +66,7 @@ def test_the_steps_of_our_commands_are_of_the_types_of_the_design() -> None:
     named = {step_type for module in modules for step_type in steps_named_in(module)}
     assert len(named) >= 15  # or they are named in a way that nobody sees here
     assert named <= set(f"{STEP_TYPES_OF_HOSTS} {STEP_TYPES_OF_VMS} {STEP_TYPES_OF_STORAGE}".split())
-    assert [steptree.VALIDATION, steptree.EXECUTION, steptree.FINALIZATION] == PHASES.split()
+    assert PHASES.split() == [steptree.VALIDATION, steptree.EXECUTION, steptree.FINALIZATION]
 
 
 def steps_named_in(module: ModuleType) -> Iterator[str]:
