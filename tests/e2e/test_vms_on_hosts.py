@@ -11,6 +11,7 @@ from tests.e2e.datacentre import (
     FAILED,
     FINISHED,
     HOST,
+    STARTED,
     VM,
     DataCentre,
     assert_all_finished,
@@ -400,3 +401,22 @@ async def test_of_two_removals_of_a_disk_the_second_is_refused(centre: DataCentr
     assert disk_id in second.error.message
     assert first.job_id in second.error.message
     assert_all_finished([await centre.ended(first)])
+
+
+@pytest.mark.rule("semantics §2: Never is another flow's task on the same entity waited for")
+@pytest.mark.parametrize("command_type", ["RemoveDisk", "RemoveVm"])  # by entity, by flow
+async def test_who_removes_a_disk_waits_for_no_other_flows_task_on_it(centre: DataCentre, command_type: str) -> None:
+    vm_id = f"vm-shared-{command_type}"
+    [disk_id] = await centre.furnish(vm_id, disks=1)
+    await centre.program("host-1", {"verb": "simWork", "outcome": "hang"})
+    other = await centre.client.run_command("BenchTouch", {"host_id": "host-1", "disk_id": disk_id})
+    await centre.until_running(other)
+    [running] = await centre.host_tasks(other)
+    assert running.entity.entity_id == disk_id
+    job = await centre.run(command_type, {"disk_id": disk_id} if command_type == "RemoveDisk" else {"vm_id": vm_id})
+    assert_all_finished([job])
+    assert await centre.volume_state(disk_id) == "GONE"
+    assert (await centre.client.get_job(other.job_id)).status == STARTED
+    assert [task.spec.task_id for task in await centre.tasks_on_hosts(other)] == [running.task_id]
+    await centre.client.cancel_job(other.job_id)
+    await assert_all_over(centre, [job, await centre.ended(other)])

@@ -18,6 +18,7 @@ from tests.e2e.datacentre import (
     FINISHED,
     SKIPPED,
     STARTED,
+    VM,
     DataCentre,
     assert_all_finished,
     assert_all_over,
@@ -27,7 +28,7 @@ from tests.e2e.datacentre import (
 )
 
 from waybill.v1 import coordinator_pb2
-from waybill.v1.jobs_pb2 import CancelKind, DependencyPolicy, ExecutionStatus, Job, TaskState
+from waybill.v1.jobs_pb2 import CancelKind, DependencyPolicy, Event, ExecutionStatus, Job, Severity, TaskState
 from waybill_client import (
     AlreadyExists,
     FailedPrecondition,
@@ -233,6 +234,24 @@ async def test_shared_named_and_passing_locks(centre: DataCentre) -> None:
     await centre.ended(name)
 
 
+@pytest.mark.rule("semantics §5: Key = entity type + id (or type + name)")
+async def test_a_lock_is_on_one_entity_or_on_one_name_of_one_type(centre: DataCentre) -> None:
+    holder = await locking(centre, "key", hangs=True)
+    await centre.until_running(holder)
+    [lock] = [lock async for lock in centre.client.list_locks()]
+    assert (lock.entity_type, lock.entity_id) == (VM, "key")
+    others = [
+        await locking(centre, "key-2"),
+        await locking(centre, names=["key"]),
+        await centre.client.run_command("AddDisk", {"disk_id": "key", "size_mb": 1, "host_id": "host-1"}),
+    ]
+    assert_all_finished([await centre.ended(job) for job in others])
+    same = await locking(centre, "key")
+    assert (same.status, reason_of(same)) == (FAILED, "LOCKED")
+    await centre.client.cancel_job(holder.job_id)
+    await centre.ended(holder)
+
+
 # --- several at once -------------------------------------------------------------------------------------------------
 
 
@@ -411,6 +430,78 @@ async def test_who_waits_is_ended_by_force_too(centre: DataCentre) -> None:
     assert (ended.status, reason_of(ended)) == (FAILED, "FORCE_ENDED")
     assert (await centre.ended(later)).status == SKIPPED
     await asyncio.gather(centre.client.cancel_job(former.job_id), centre.ended(former))
+
+
+# --- what is told ----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.rule(
+    "semantics §4: Events (the audit log), with job id, correlation id, entity, severity, user: job started and ended; "
+    "step started and ended (derived from the steps when listed, not stored twice); stored ones for alarms, cancels"
+)
+@pytest.mark.rule("semantics §4: Readable by job, correlation id, entity")
+async def test_alarms_cancels_interventions_and_take_overs_are_told(centre: DataCentre) -> None:
+    """One job meets an alarm; one is stopped and one is cancelled after a take-over; one waits until it is forced."""
+    await centre.program(
+        "host-1",
+        {"verb": "createVolume", "match": {"volume_id": "told-alarm"}, "outcome": "fail_dirty"},
+        {"verb": "simWork", "outcome": "hang"},
+    )
+    alarmed = await centre.run("AddDisk", {"disk_id": "told-alarm", "size_mb": 1, "host_id": "host-1"})
+    running = await work(centre, "told", correlation_id="told-1")
+    stopped = await work(centre, "told-too", correlation_id="told-1")
+    waiting = await work(centre, "told-later", correlation_id="told-1", depends_on=[running.job_id])
+    for job in (running, stopped):
+        await centre.until_running(job)
+    await centre.stack.kill(centre.stack.coordinators[0])
+    await centre.stack.serving()
+    await centre.client.stop_tasks(stopped.job_id, reason="enough")
+    await centre.client.set_priority(waiting.job_id, 3, "soon")
+    await centre.until(lambda: _has_priority(centre, waiting, 3))
+    await centre.client.force_end_job(waiting.job_id, "no more")
+    await centre.client.cancel_job(running.job_id, "no more")
+    jobs = [await centre.ended(job) for job in (running, stopped, waiting)]
+
+    told = {job.job_id: [event for event in await centre.events(job) if not is_derived(event)] for job in jobs}
+    assert [event.event_type for event in told[running.job_id]] == ["FLOW_TAKEN_OVER", "JOB_CANCELED"]
+    assert [event.event_type for event in told[stopped.job_id]] == ["FLOW_TAKEN_OVER", "TASKS_STOPPED"]
+    assert [event.event_type for event in told[waiting.job_id]] == [
+        "JOB_WAITS",
+        "FLOW_TAKEN_OVER",
+        "JOB_PRIORITY_CHANGED",
+        "JOB_FORCE_ENDED",
+    ]
+    for event in (event for events in told.values() for event in events):
+        by_somebody = event.event_type not in ("FLOW_TAKEN_OVER", "JOB_WAITS")
+        assert (event.correlation_id, event.user) == ("told-1", "anonymous" if by_somebody else ""), event
+        assert (event.severity == Severity.SEVERITY_NORMAL) is event.event_type.startswith(("JOB_WAITS", "JOB_PRIO"))
+
+    derived = [event for event in await centre.events(running) if is_derived(event)]
+    steps = [event for event in derived if event.step_id]
+    assert [event.event_type for event in (derived[0], derived[-1])] == ["JOB_STARTED", "JOB_ENDED"]
+    assert {event.step_id for event in steps} == {step.step_id for step in jobs[0].steps}
+    assert {event.event_type for event in steps} == {"STEP_STARTED", "STEP_ENDED"}
+    by_name = [event async for event in centre.client.list_events("correlation_id = told-1")]
+    assert {event.event_id for event in derived} <= {event.event_id for event in by_name}
+    assert {event.job_id for event in by_name} == {job.job_id for job in jobs}
+
+    by_entity = [event async for event in centre.client.list_events('entity = "DISK/told-alarm"')]
+    assert {event.event_type: event.severity for event in by_entity} == {
+        "TASK_NOT_ROLLED_BACK": Severity.SEVERITY_ALERT,
+        "ENTITY_ILLEGAL": Severity.SEVERITY_ERROR,
+    }
+    assert {(event.job_id, event.correlation_id) for event in by_entity} == {(alarmed.job_id, alarmed.correlation_id)}
+    everything = [event async for event in centre.client.list_events()]
+    assert not [event for event in everything if is_derived(event)]  # they are not stored
+
+
+async def _has_priority(centre: DataCentre, job: Job, priority: int) -> bool:
+    return (await centre.client.get_job(job.job_id)).priority == priority
+
+
+def is_derived(event: Event) -> bool:
+    """Whether an event is told from a job or a step as they are stored."""
+    return event.event_type in ("JOB_STARTED", "JOB_ENDED", "STEP_STARTED", "STEP_ENDED")
 
 
 # --- restart ----------------------------------------------------------------------------------------------------------

@@ -5,7 +5,7 @@ from typing import Annotated, Any
 from pydantic import Field
 
 from coordinator.commands.base import Command, EntityId, command, exclusive, named, shared
-from coordinator.plan import Plan, child, concurrently, nothing, serially, task
+from coordinator.plan import EntityRef, Plan, child, concurrently, nothing, serially, task
 from coordinator.rows import Cancel, LockKey, LockScope
 from coordinator.world import World
 
@@ -41,6 +41,18 @@ class BenchLock(Command):
 
     async def execute(self, world: World) -> Plan:
         return task(self.host_id, "simWork", {"object_id": self.object_id}) if self.object_id else nothing()
+
+
+@command("BenchTouch", cancel=Cancel.REVERT, description="Working on disk ${disk_id}", categories=["bench"])
+class BenchTouch(Command):
+    """One task on a host that works on a disk, under no lock: others may work on it at the same time."""
+
+    host_id: EntityId
+    disk_id: EntityId
+
+    async def execute(self, world: World) -> Plan:
+        disk = EntityRef("DISK", self.disk_id)
+        return task(self.host_id, "simWork", {"object_id": f"touched-{self.disk_id}"}, entity=disk)
 
 
 @command("BenchTree", cancel=Cancel.REVERT, description="Working on ${width} × ${depth} parts", categories=["bench"])
