@@ -41,7 +41,7 @@ from waybill_cli.output import (
     subject_word,
     tell,
 )
-from waybill_cli.session import perform, session_of
+from waybill_cli.session import Session, confirm, perform, session_of
 from waybill_cli.tree import JobPicture, reason_line
 from waybill_client import WaybillClient, is_ended, where
 from waybill_client.words import cancel_word, plain, task_word
@@ -197,7 +197,7 @@ def cancel_job(
         str, typer.Option("--filter", help="Instead of one: all that match and have not ended (waybill jobs fields).")
     ] = "",
     reason: Annotated[str, typer.Option(help="For the audit log.")] = "",
-    wait: Annotated[bool, typer.Option("--wait", help="Return when the job has ended.")] = False,
+    wait: Annotated[bool, typer.Option("--wait", help="Return when what was asked to stop has ended.")] = False,
     yes: Annotated[bool, typer.Option("--yes", help="Do not ask whether so many are meant.")] = False,
     output: FormatOption = Format.TABLE,
 ) -> None:
@@ -212,7 +212,7 @@ def cancel_job(
             raise Complaint("which job?", "name one, or say --filter 'type = AddDisk AND owner = ann'")
         async with session.client() as client:
             if filter:
-                return await _cancel_all(client, filter, reason, output, sure=yes)
+                return await _cancel_all(session, client, filter, reason, output, sure=yes, wait=wait)
             job = await client.cancel_job(await whole_job_id(client, job_id), reason)
             if wait:
                 job = await follow(client, job, unseen(), session)
@@ -224,18 +224,22 @@ def cancel_job(
     perform(work())
 
 
-async def _cancel_all(client: WaybillClient, filter: str, reason: str, output: Format, *, sure: bool) -> Exit:
+async def _cancel_all(
+    session: Session, client: WaybillClient, filter: str, reason: str, output: Format, *, sure: bool, wait: bool
+) -> Exit:
     matching = await client.unended_jobs(filter)
     if matching and not sure:
         if not sys.stdin.isatty():
             raise Complaint(f"{len(matching)} jobs match", "say --yes to cancel them")
-        typer.confirm(f"cancel {len(matching)} jobs?", abort=True, err=True)
-    jobs, refused = [], 0
+        confirm(f"cancel {len(matching)} jobs?")
+    jobs, refused = [], set()
     async for job, refusal in client.cancel_jobs(matching, reason):
         jobs.append(job)
         if refusal is not None:
-            refused += 1
+            refused.add(job.job_id)
             tell(f"{job.job_id}: {refusal.message}")
+    if wait:
+        jobs = [job if job.job_id in refused else await follow(client, job, unseen(), session) for job in jobs]
     show_rows(jobs, JOB_COLUMNS, output)
     return Exit.REFUSED if refused else Exit.OK
 
@@ -334,10 +338,10 @@ def force_end_job(
     output: FormatOption = Format.TABLE,
 ) -> None:
     """Ends a job that is stuck, whatever it is doing: the last resort. Its tasks are stopped, its locks are free."""
-    if not yes:
-        typer.confirm(f"end job {job_id} by force? What it was doing stays half done", abort=True, err=True)
 
     async def work() -> None:
+        if not yes:
+            confirm(f"end job {job_id} by force? What it was doing stays half done")
         async with session_of(context).client() as client:
             job = await client.force_end_job(await whole_job_id(client, job_id), reason)
             show_one(job, output, JobPicture(job))

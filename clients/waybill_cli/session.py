@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import asyncio
 import os
+import signal
+import sys
 from collections import defaultdict
 from collections.abc import Coroutine
 from dataclasses import dataclass
@@ -112,6 +114,21 @@ def perform(work: Coroutine[Any, Any, Exit | None]) -> None:
         code = _code_of(error)
     if code:
         raise typer.Exit(code)
+
+
+def confirm(question: str) -> None:
+    """Asks whoever is at the terminal; raises Complaint unless the answer is yes. Only results go to the output.
+
+    Ctrl-C ends the program here, too: a loop would wait for the answer before it looks.
+    """
+    of_the_loop = signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        typer.echo(f"{question} [y/N]: ", nl=False, err=True)
+        answer = sys.stdin.readline()
+    finally:
+        signal.signal(signal.SIGINT, of_the_loop)
+    if answer.strip().casefold() not in ("y", "yes"):
+        raise Complaint("not confirmed; nothing was done")
 
 
 def complain(message: str, remedy: str = "") -> None:

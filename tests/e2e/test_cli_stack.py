@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
+import os
+import signal
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -15,26 +19,26 @@ from tests.e2e.datacentre import violations
 from typer.testing import CliRunner, Result
 
 from waybill_cli.__main__ import app
+from waybill_client import HostClient
 
 
 @pytest.fixture(scope="module")
-def addresses(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[str, str]]:
+def described(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, Any]]:
     data = str(tmp_path_factory.mktemp("up"))
     command = [sys.executable, "-m", "waybill_cli", "up", "--json", "--ports", "auto", "--data", data]
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True) as up:
         assert up.stdout is not None
-        told = json.loads(up.stdout.readline())
-        yield told["coordinators"][0]["address"], told["jobstores"][0]["address"]
+        yield json.loads(up.stdout.readline())
         up.terminate()
         assert up.wait(30) == 0
 
 
 @pytest.fixture(autouse=True)
-def _at(addresses: tuple[str, str], monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    monkeypatch.setenv("WAYBILL_COORDINATOR", addresses[0])
-    monkeypatch.setenv("WAYBILL_JOBSTORE", addresses[1])
+def _at(described: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    monkeypatch.setenv("WAYBILL_COORDINATOR", described["coordinators"][0]["address"])
+    monkeypatch.setenv("WAYBILL_JOBSTORE", described["jobstores"][0]["address"])
     yield
-    assert violations(addresses[1]) == []
+    assert violations(described["jobstores"][0]["address"]) == []
 
 
 def waybill(*words: str) -> Result:
@@ -174,6 +178,159 @@ def test_an_ended_job_cannot_be_cancelled() -> None:
     ended = waybill("jobs", "cancel", job["job_id"])
     assert ended.exit_code == 4
     assert "JOB_ENDED" in ended.stderr
+
+
+# --- many are cancelled ----------------------------------------------------------------------------------------------
+
+
+def program(host: dict[str, Any], *rules: dict[str, Any]) -> None:
+    """Tells a host how its verbs behave from now on."""
+
+    async def work() -> None:
+        async with HostClient(host["address"]) as client:
+            await client.program(rules)
+
+    asyncio.run(work())
+
+
+@pytest.fixture
+def hanging(described: dict[str, Any]) -> Iterator[Callable[[str], str]]:
+    """Begins a job whose task does not end by itself, under a correlation id; returns the job's id."""
+    host = described["hosts"][0]
+    program(host, {"verb": "createVolume", "outcome": "hang"})
+
+    def begin(name: str) -> str:
+        disk = f"disk_id=cancel-{next(numbers)}"
+        job = told("run", "AddDisk", disk, "size_mb=4", "host_id=host-1", "--correlation-id", name)
+        return str(job["job_id"])
+
+    yield begin
+    program(host)
+    assert waybill("jobs", "cancel", "--filter", "status = (PENDING OR STARTED)", "--yes", "--wait").exit_code == 0
+
+
+numbers = count()
+
+
+def statuses(*job_ids: str) -> list[str]:
+    return [told("jobs", "get", job_id)["status"] for job_id in job_ids]
+
+
+def test_all_that_match_a_filter_are_cancelled_and_no_more(hanging: Callable[[str], str]) -> None:
+    meant, spared = [hanging("many-1"), hanging("many-1")], hanging("many-2")
+    later = told(
+        *("run", "AddDisk", "disk_id=cancel-later", "size_mb=4", "host_id=host-1"),
+        *("--correlation-id", "many-1", "--depends-on", spared),
+    )["job_id"]
+    cancelled = told(
+        "jobs", "cancel", "--filter", "correlation_id = many-1", "--reason", "no money left", "--yes", "--wait"
+    )
+    assert {each["job_id"]: each["status"] for each in cancelled} == dict.fromkeys([*meant, later], "ABORTED")
+    assert statuses(*meant, later, spared) == ["ABORTED", "ABORTED", "ABORTED", "STARTED"]
+    assert "no money left" in told("jobs", "get", meant[0])["error"]["message"]
+    assert told("jobs", "cancel", "--filter", "correlation_id = many-1") == []  # nothing is left to ask about
+
+
+def test_without_a_terminal_many_are_cancelled_only_by_a_yes(hanging: Callable[[str], str]) -> None:
+    jobs = [hanging("unsure"), hanging("unsure")]
+    ended = waybill("jobs", "cancel", "--filter", "correlation_id = unsure")
+    assert ended.exit_code == 2
+    assert "2 jobs match" in ended.stderr
+    assert "--yes" in ended.stderr
+    assert statuses(*jobs) == ["STARTED", "STARTED"]
+
+
+def at_a_terminal(typed: str, *words: str) -> subprocess.CompletedProcess[str]:
+    """Runs the program for somebody who types this, and whose output goes to a file."""
+    terminal, programs_side = os.openpty()
+    try:
+        os.write(terminal, typed.encode())
+        program = [sys.executable, "-m", "waybill_cli", *words]
+        return subprocess.run(
+            program,
+            stdin=programs_side,
+            capture_output=True,
+            text=True,
+            timeout=60,
+            check=False,
+            start_new_session=True,
+        )
+    finally:
+        os.close(terminal)
+        os.close(programs_side)
+
+
+@pytest.mark.parametrize("typed", ["n\n", "\n", "\x04"])
+def test_on_a_terminal_nothing_is_cancelled_unless_it_is_meant(hanging: Callable[[str], str], typed: str) -> None:
+    jobs = [hanging("asked"), hanging("asked")]
+    ended = at_a_terminal(typed, "jobs", "cancel", "--filter", "correlation_id = asked AND status = STARTED")
+    assert (ended.returncode, ended.stdout) == (2, "")
+    assert "cancel 2 jobs? [y/N]: " in ended.stderr
+    assert "nothing was done" in ended.stderr
+    assert statuses(*jobs) == ["STARTED", "STARTED"]
+
+
+def test_ctrl_c_at_the_question_ends_the_program_at_once(hanging: Callable[[str], str]) -> None:
+    job = hanging("left")
+    terminal, programs_side = os.openpty()
+    program = [sys.executable, "-m", "waybill_cli", "jobs", "cancel", "--filter", "correlation_id = left"]
+    try:
+        with subprocess.Popen(program, stdin=programs_side, stderr=subprocess.PIPE) as asked:
+            assert asked.stderr is not None
+            while asked.stderr.read(1) not in (b":", b""):
+                pass
+            asked.send_signal(signal.SIGINT)
+            assert asked.wait(30) == 130
+    finally:
+        os.close(terminal)
+        os.close(programs_side)
+    assert statuses(job) == ["STARTED"]
+
+
+def test_on_a_terminal_all_are_cancelled_if_it_is_meant(hanging: Callable[[str], str]) -> None:
+    jobs = [hanging("meant"), hanging("meant")]
+    ended = at_a_terminal("y\n", "jobs", "cancel", "--filter", "correlation_id = meant", "--wait", "-o", "yaml")
+    assert ended.returncode == 0, ended.stderr
+    assert "cancel 2 jobs?" in ended.stderr
+    assert {each["job_id"]: each["status"] for each in yaml.safe_load(ended.stdout)} == dict.fromkeys(jobs, "ABORTED")
+
+
+def test_who_refuses_is_named_and_the_others_are_cancelled(
+    hanging: Callable[[str], str], described: dict[str, Any]
+) -> None:
+    willing = hanging("refusing")
+    told("run", "AddDisk", "disk_id=stays", "size_mb=4", "host_id=host-2", "--wait")
+    program(described["hosts"][1], {"verb": "deleteImage", "work_ms": 2000})
+    removal = told("run", "RemoveDisk", "disk_id=stays", "--correlation-id", "refusing")["job_id"]
+    ended = waybill("jobs", "cancel", "--filter", "correlation_id = refusing", "--yes", "--wait", "-o", "json")
+    assert ended.exit_code == 4
+    assert [line.split(":")[0] for line in ended.stderr.splitlines()] == [removal]
+    assert {each["job_id"]: each["status"] for each in json.loads(ended.stdout)} == {
+        willing: "ABORTED",
+        removal: "STARTED",
+    }
+    program(described["hosts"][1])
+    assert waybill("jobs", "watch", removal).exit_code == 0
+
+
+@pytest.mark.parametrize("filter", ["colour = red", " ", "correlation_id = spared OR", '"', "(", "correlation_id ="])
+def test_by_a_filter_that_is_no_good_nothing_is_cancelled(hanging: Callable[[str], str], filter: str) -> None:
+    job = hanging("spared")
+    ended = waybill("jobs", "cancel", "--filter", filter, "--yes")
+    assert ended.exit_code == 2, ended.output
+    assert statuses(job) == ["STARTED"]
+
+
+def test_one_is_named_or_a_filter_is_given_and_not_both(hanging: Callable[[str], str]) -> None:
+    job = hanging("which")
+    for words in ((), (job, "--filter", "correlation_id = which")):
+        ended = waybill("jobs", "cancel", *words, "--yes")
+        assert ended.exit_code == 2
+        assert "which job?" in ended.stderr
+    assert statuses(job) == ["STARTED"]
+
+
+# --- what there is ---------------------------------------------------------------------------------------------------
 
 
 def test_command_types_are_listed_and_described() -> None:
