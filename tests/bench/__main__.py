@@ -19,6 +19,7 @@ A run is valid only if the watcher saw every job FINISHED, each is stored so, ea
 the store is consistent; else there are no figures and the exit code is 1. No time is ever asserted.
 
     make bench ARGS="--jobs 2000 --only single --only raw"
+    make bench ARGS=--wide             # a job of 5,000 steps, instead (wide.py)
     make bench ARGS="--profile"        # the top ten of each service; needs py-spy
 """
 
@@ -34,6 +35,7 @@ from pathlib import Path
 import report
 import runs
 import sampling
+import wide
 from chassis import logs
 from child import Child, ChildFailed
 from figures import cost_of_tracing, whole
@@ -54,32 +56,42 @@ _LATENCY_JOBS = 300
 async def measure(options: Options, files: Path) -> report.Figures:
     """Measures what was asked for. Raises Invalid or ChildFailed if it does not count."""
     figures = report.Figures()
-    async with Child("collector", {}) as collector, staged((await collector.hear(_READY_SECONDS))["address"]) as stage:
-        if "latency" in options.only:
-            await runs.latency(stage, "latency-warm-up", jobs=_WARM_UP_LATENCY)
-            figures.latency = await runs.latency(stage, "latency", jobs=_LATENCY_JOBS)
-        if {"single", "multiple"} & set(options.only):
-            await runs.warm_up(stage, jobs=min(_WARM_UP_JOBS, options.jobs), in_flight=options.in_flight)
-        if {"single", "untraced"} & set(options.only):
-            async with _stages_of_single(stage, options) as stages:
-                async with _perhaps_sampled(stage, options, files) as figures.profile:
-                    laps = await runs.in_turns(stages, jobs=options.jobs, in_flight=options.in_flight)
-                if "untraced" in stages:
-                    await check(stages["untraced"])
-            figures.throughputs.update({name: whole(runs_of_it) for name, runs_of_it in laps.items()})
-            figures.tracing = cost_of_tracing(laps)
-        if "multiple" in options.only:
-            figures.throughputs["multiple"] = await runs.throughput(
-                stage,
-                "multiple",
-                jobs=options.jobs,
-                in_flight=max(options.in_flight, _CALLS_IN_FLIGHT * _MULTIPLE),
-                together=_MULTIPLE,
-            )
-        await check(stage)
-        if "raw" in options.only:
-            figures.limit = await raw_limit(stage.postgres.url, stage.accountant(), jobs=2 * options.jobs)
+    async with Child("collector", {}) as collector:
+        address = (await collector.hear(_READY_SECONDS))["address"]
+        if options.wide:
+            async with staged(address, hosts=wide.HOSTS) as stage:
+                figures.wide = await wide.measure(stage, options.wide)
+        if options.only:
+            async with staged(address) as stage:
+                await _measure_w1(stage, options, files, figures)
     return figures
+
+
+async def _measure_w1(stage: Stage, options: Options, files: Path, figures: report.Figures) -> None:
+    if "latency" in options.only:
+        await runs.latency(stage, "latency-warm-up", jobs=_WARM_UP_LATENCY)
+        figures.latency = await runs.latency(stage, "latency", jobs=_LATENCY_JOBS)
+    if {"single", "multiple"} & set(options.only):
+        await runs.warm_up(stage, jobs=min(_WARM_UP_JOBS, options.jobs), in_flight=options.in_flight)
+    if {"single", "untraced"} & set(options.only):
+        async with _stages_of_single(stage, options) as stages:
+            async with _perhaps_sampled(stage, options, files) as figures.profile:
+                laps = await runs.in_turns(stages, jobs=options.jobs, in_flight=options.in_flight)
+            if "untraced" in stages:
+                await check(stages["untraced"])
+        figures.throughputs.update({name: whole(runs_of_it) for name, runs_of_it in laps.items()})
+        figures.tracing = cost_of_tracing(laps)
+    if "multiple" in options.only:
+        figures.throughputs["multiple"] = await runs.throughput(
+            stage,
+            "multiple",
+            jobs=options.jobs,
+            in_flight=max(options.in_flight, _CALLS_IN_FLIGHT * _MULTIPLE),
+            together=_MULTIPLE,
+        )
+    await check(stage)
+    if "raw" in options.only:
+        figures.limit = await raw_limit(stage.postgres.url, stage.accountant(), jobs=2 * options.jobs)
 
 
 @asynccontextmanager

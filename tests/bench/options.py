@@ -15,6 +15,8 @@ MEASURES: Final = {
     "raw": "Postgres alone, with W1's rows",
 }
 
+WIDE: Final = 5000
+
 
 @dataclass(frozen=True)
 class Options:
@@ -23,7 +25,9 @@ class Options:
     jobs: int
     in_flight: int
     only: tuple[str, ...]
-    """Names of MEASURES; all of them unless asked otherwise."""
+    """Names of MEASURES; all of them unless asked otherwise, none if only the wide job is asked for."""
+    wide: int
+    """Disks of the VM that is removed; 0: none is."""
     profile: bool
     as_json: bool
 
@@ -37,10 +41,20 @@ def parse(arguments: Sequence[str]) -> Options:
         "--in-flight", type=_positive, default=128, help="jobs that are under way at once (%(default)s)"
     )
     parser.add_argument("--only", action="append", choices=MEASURES, metavar="NAME", help=f"may be repeated. {names}")
+    parser.add_argument(
+        "--wide",
+        type=_positive,
+        nargs="?",
+        const=WIDE,
+        default=0,
+        metavar="DISKS",
+        help=f"the removal of a VM with so many disks ({WIDE}) instead, or besides what --only names",
+    )
     parser.add_argument("--profile", action="store_true", help="sample our services during `single`; slows them down")
     parser.add_argument("--json", action="store_true", help="print the JSON instead of the table")
     given = parser.parse_args(arguments)
-    return Options(given.jobs, given.in_flight, tuple(given.only or MEASURES), given.profile, given.json)
+    only = given.only or ([] if given.wide else MEASURES)
+    return Options(given.jobs, given.in_flight, tuple(only), given.wide, given.profile, given.json)
 
 
 def _positive(text: str) -> int:

@@ -6,7 +6,7 @@ import json
 import platform
 import subprocess
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
@@ -21,6 +21,7 @@ from figures import Latency, Throughput, p50, p99
 from limit import Limit
 from options import MEASURES
 from sampling import Profile
+from wide import Stretch, Wide
 
 
 @dataclass
@@ -34,6 +35,7 @@ class Figures:
     latency: Latency | None = None
     limit: Limit | None = None
     profile: Profile | None = None
+    wide: Wide | None = None
 
 
 @dataclass(frozen=True)
@@ -56,6 +58,7 @@ def sections(figures: Figures) -> list[Section]:
         _cpu(figures),
         _database(figures),
         *(_profile(figures.profile) if figures.profile else ()),
+        *(_wide(figures.wide) if figures.wide else ()),
     ]
     return [part for part in parts if part.rows]
 
@@ -136,6 +139,47 @@ def _profile(profile: Profile) -> list[Section]:
     return [*services, Section("Statements", ["calls", "time"], statements)]
 
 
+def _wide(wide: Wide) -> list[Section]:
+    target = {"read as a tree": "< 500 ms"}
+    seconds = [
+        [what, f"{time:,.1f} s" if time >= 1 else f"{time * 1e3:,.0f} ms", target.get(what, "")]
+        for what, time in wide.seconds.items()
+    ]
+    memory = [
+        [name, *(f"{each >> 20:,}" if each else "" for each in (found.before, found.peak, found.after))]
+        for name, found in wide.memory.items()
+    ]
+    return [
+        Section(f"RemoveVm of a VM with {wide.disks:,} disks", ["time", "target"], seconds),
+        _steps(wide),
+        Section("Memory, MiB", ["before", "at most", "after"], memory),
+    ]
+
+
+def _steps(wide: Wide) -> Section:
+    """What a step costs in jobs of five and in the wide one; and what ends cost, from the first tenth to the last."""
+    servers = (*SERVICES, POSTGRES)
+    measured: dict[str, Callable[[Stretch], float]] = {
+        **{f"{party}, µs of CPU": lambda run, party=party: run.cpu_per_step(party) * 1e6 for party in servers},
+        "services and Postgres, µs of CPU": lambda run: run.cpu_per_step(*servers) * 1e6,
+        "the same, in bare calls": lambda run: run.cpu_per_step(*servers) / wide.bare_call,
+        "the watcher of the tree, µs of CPU": lambda run: run.cpu_per_step("watcher") * 1e6,
+        "wall time, µs": lambda run: run.seconds / run.steps * 1e6,
+        "stored → watcher saw it, ms": lambda run: run.lag * 1e3,
+        "log, KiB": lambda run: run.counts.log_bytes / run.steps / 1024,
+        "statements": lambda run: run.counts.statements / run.steps,
+        "writing transactions": lambda run: run.counts.transactions / run.steps,
+    }
+    rows = []
+    for what, measure in measured.items():
+        wholes, tenths = [measure(run) for run in (wide.small, wide.whole)], [measure(run) for run in wide.tenths]
+        ratio = f"{tenths[-1] / tenths[0]:.2f}" if tenths and tenths[0] else ""
+        cells = [f"{figure:,.0f}" if figure >= 100 else f"{figure:.2f}" for figure in (*wholes, *tenths)]
+        rows.append([what, *cells, ratio])
+    numbers = [f"{number}" for number in range(1, len(wide.tenths) + 1)]
+    return Section("A step; and the ends, one by one", ["in jobs of 5", "in this one", *numbers, "last ÷ first"], rows)
+
+
 def show(parts: Sequence[Section], heading: str) -> None:
     """Prints the table: with rich on a terminal, else as plain lines."""
     if sys.stdout.isatty():
@@ -214,6 +258,7 @@ def as_json(figures: Figures, around: Mapping[str, Any]) -> str:
             "latency": _latencies(figures.latency) if figures.latency else None,
             "raw": vars(figures.limit) if figures.limit else None,
             "profile": figures.profile.functions if figures.profile else None,
+            "wide": _wide_job(figures.wide) if figures.wide else None,
         },
         indent=2,
     )
@@ -241,4 +286,28 @@ def _latencies(latency: Latency) -> dict[str, Any]:
     return {
         name: {"median": p50(times), "p99": p99(times), "jobs": len(times)}
         for name, times in (("answer", latency.answers), ("finished", latency.ends))
+    }
+
+
+def _wide_job(wide: Wide) -> dict[str, Any]:
+    return {
+        "disks": wide.disks,
+        "seconds": dict(wide.seconds),
+        "in_jobs_of_five": _stretch(wide.small),
+        "whole": _stretch(wide.whole),
+        "tenths": [_stretch(run) for run in wide.tenths],
+        "memory": {name: vars(found) for name, found in wide.memory.items()},
+        "cpu_of_a_bare_call": wide.bare_call,
+    }
+
+
+def _stretch(run: Stretch) -> dict[str, Any]:
+    return {
+        "steps": run.steps,
+        "seconds": run.seconds,
+        "cpu_per_step": {party: run.cpu_per_step(party) for party in run.used.parties},
+        "seen_after": run.lag,
+        "log_bytes_per_step": run.counts.log_bytes / run.steps,
+        "statements_per_step": run.counts.statements / run.steps,
+        "transactions_per_step": run.counts.transactions / run.steps,
     }

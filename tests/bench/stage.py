@@ -52,7 +52,7 @@ class Stage:
 
 
 @asynccontextmanager
-async def staged(collector: str) -> AsyncIterator[Stage]:
+async def staged(collector: str, *, hosts: int = 1) -> AsyncIterator[Stage]:
     """Starts everything, and leaves nothing behind. `collector` is where spans go; empty: there are none."""
     endpoints = {f"{service}_TRACES_ENDPOINT": collector for service in ("COORDINATOR", "JOBSTORE", "HOSTAGENT")}
     FOLDER.mkdir(parents=True, exist_ok=True)
@@ -61,7 +61,7 @@ async def staged(collector: str) -> AsyncIterator[Stage]:
             EmbeddedPostgres(Path(folder) / "postgres", SystemClock(), SERVER_SETTINGS) as postgres,
             Stack(
                 Path(folder) / "stack",
-                hosts=1,
+                hosts=hosts,
                 auto_restart=False,
                 environment={"JOBSTORE_DATABASE_URL": postgres.url, **endpoints},
             ) as stack,

@@ -27,5 +27,21 @@ def test_a_short_run_is_valid_and_says_what_everything_cost() -> None:
     assert said["latency"] is None
 
 
+def test_a_wide_job_says_what_its_steps_cost_from_first_to_last() -> None:
+    done = bench("--wide", "40", "--json")
+
+    assert done.returncode == 0, done.stderr
+    said = json.loads(done.stdout)
+    wide = said["wide"]
+    assert (wide["disks"], said["throughput"]) == (40, {})
+    assert wide["whole"]["steps"] == wide["in_jobs_of_five"]["steps"] == 40
+    assert sum(tenth["steps"] for tenth in wide["tenths"]) < 40  # from the first step's end on
+    assert {"coordinator", "jobstore", "hostagent", "postgres", "watcher"} == wide["whole"]["cpu_per_step"].keys()
+    assert {"coordinator-1", "jobstore-1", "host-1", "host-2", "postgres"} <= wide["memory"].keys()
+    assert all(found["before"] > 0 and found["after"] > 0 for found in wide["memory"].values())
+    assert {"answered", "listed", "read as a tree"} < wide["seconds"].keys()
+
+
 def test_what_cannot_be_measured_is_refused() -> None:
     assert bench("--only", "everything").returncode == 2
+    assert bench("--wide", "0").returncode == 2
