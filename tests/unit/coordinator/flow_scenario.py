@@ -434,7 +434,8 @@ class Scenario:
 
     def asks(self) -> set[tuple[str, str]]:
         """All that the tree has asked for and not got yet."""
-        asked = {("task" if leaf.kind is LeafKind.TASK else "call", key) for key, leaf in self.begun.items()}
+        begun = {key: leaf for key, leaf in self.begun.items() if not self._is_over(key)}  # over by a fence, it may be
+        asked = {("task" if leaf.kind is LeafKind.TASK else "call", key) for key, leaf in begun.items()}
         asked |= {("plan", command_id) for command_id in self.plans}
         asked |= {("revise", command_id) for command_id in self.revisions}
         # An end that was tried before is counted first: it may wait for its timer in one tree and run in the other.
