@@ -16,6 +16,7 @@ from chassis.principal import warn_if_open
 from chassis.server import Mount, end_process, run, serve
 from chassis.settings import load
 from chassis.tracing import open_tracing
+from coordinator import wire
 from coordinator.commands.base import Registry
 from coordinator.directory import Directory
 from coordinator.engine import Engine, going_down
@@ -59,6 +60,7 @@ async def main(settings: Settings) -> None:
             coordinator_id,
             stalled=lambda task_id, seconds: engine.task_stalled(task_id, seconds),
             stall_seconds=settings.stall_seconds,
+            outlived=lambda host_id, task_id, verb: journal.note(wire.leftover(host_id, task_id, verb)),
         ) as hosts,
         Background() as background,
         open_tracing(settings.traces_endpoint, "waybill-coordinator") as tracing,

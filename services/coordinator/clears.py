@@ -27,6 +27,7 @@ class Clears:
         self._around = around
         self._link = link
         self._queue: dict[str, None] = {}
+        self._outlived: set[str] = set()  # those in the queue that were told of
         self._sender: asyncio.Task[None] | None = None  # None while the queue is empty
 
     def __len__(self) -> int:
@@ -45,6 +46,7 @@ class Clears:
             done = await self._clear(list(islice(self._queue, MOST_CLEARS)))
             for task_id in done:
                 self._queue.pop(task_id, None)
+                self._outlived.discard(task_id)
             if done:
                 pauses.reset()
                 self._around.cleared(done)
@@ -73,6 +75,9 @@ class Clears:
         try:
             asked = hostagent_pb2.GetTaskInfoRequest(task_id=task_id)
             spec = (await self._link.ask(self._link.stub.GetTaskInfo, asked)).info.spec
+            if task_id not in self._outlived:
+                self._outlived.add(task_id)
+                self._around.outlived(self._link.host_id, task_id, spec.verb)
             stop = hostagent_pb2.StopTaskRequest(
                 task_id=task_id,
                 flow_command_id=spec.flow_command_id,

@@ -50,6 +50,7 @@ class Surroundings:
     coordinator_id: str
     poll_seconds: float
     stalled: Callable[[str, float], None]
+    outlived: Callable[[str, str, str], None]
     stall_seconds: float
 
 

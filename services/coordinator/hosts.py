@@ -68,15 +68,25 @@ class Hosts:
         *,
         stalled: Callable[[str, float], None] = lambda task_id, seconds: None,
         stall_seconds: float = math.inf,
+        outlived: Callable[[str, str, str], None] = lambda host_id, task_id, verb: None,
     ) -> None:
         """`report` is told of what is in our care; `cleared` (the journal's) of what hosts have forgotten.
 
         `stalled` is told of running tasks without progress for `stall_seconds`, and for how many seconds; again after
-        as many more.
+        as many more. `outlived` is told of tasks (host, id, verb) that are to be cleared and still run.
         """
         self._background = Background()
         self._around = Surroundings(
-            clock, rng, self._background, report, cleared, coordinator_id, poll_seconds, stalled, stall_seconds
+            clock=clock,
+            rng=rng,
+            background=self._background,
+            report=report,
+            cleared=cleared,
+            coordinator_id=coordinator_id,
+            poll_seconds=poll_seconds,
+            stalled=stalled,
+            outlived=outlived,
+            stall_seconds=stall_seconds,
         )
         self._hosts: dict[str, Host] = {}
         self._host_of: dict[str, Host] = {}  # by task or call in our care

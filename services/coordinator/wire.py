@@ -14,6 +14,7 @@ from google.rpc import error_details_pb2, status_pb2
 from chassis.errors import DOMAIN, WaybillError
 from coordinator.flow import FlowTree
 from coordinator.mutations import Mutations
+from coordinator.nodes import derived_id, namespace_of
 from coordinator.plan import EntityRef, Former, Observation
 from coordinator.rows import (
     Cancel,
@@ -479,6 +480,17 @@ def _event_row(note: EventNote, event_id: str) -> jobstore_pb2.EventRow:
     if note.entity is not None:
         row.entity.CopyFrom(ref_message(note.entity))
     return row
+
+
+def leftover(host_id: str, task_id: str, verb: str) -> jobstore_pb2.EventRow:
+    """Says, once however often it is said, that a host still works on a task of a flow that is over."""
+    return jobstore_pb2.EventRow(
+        event_id=derived_id(namespace_of(task_id), 0, "", "leftover"),
+        event_type="LEFTOVER",
+        severity=jobs_pb2.SEVERITY_WARNING,
+        message=f"{verb} on {host_id} (task {task_id}) outlived its flow; it is to be stopped and forgotten",
+        task_id=task_id,
+    )
 
 
 # --- loading ---------------------------------------------------------------------------------------------------------

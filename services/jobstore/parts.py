@@ -86,8 +86,10 @@ class Notes(Part[None]):
         self.coordinator_id = request.coordinator_id
         self.observations = rows.observation_rows(request.observations)
         self.cleared_task_ids = list(request.cleared_task_ids)
-        self.events = rows.event_rows(request.events)
-        self.correlation_ids = [event.correlation_id for event in request.events]
+        of_no_task = [event for event in request.events if not event.task_id]
+        self.events = rows.event_rows(of_no_task)
+        self.correlation_ids = [event.correlation_id for event in of_no_task]
+        self.task_events = rows.task_event_rows(event for event in request.events if event.task_id)
 
 
 @dataclass

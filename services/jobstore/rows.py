@@ -423,6 +423,15 @@ def event_rows(events: Iterable[jobstore_pb2.EventRow]) -> list[Row]:
         return [event_row(event, "") for event in events]
 
 
+def task_event_rows(events: Iterable[jobstore_pb2.EventRow]) -> list[Row]:
+    """Returns the rows of events about tasks, each once; raises as `rows_of` does."""
+    with _known_enums():
+        return [
+            (event.event_id, event.event_type, _SEVERITY[event.severity], event.message, event.task_id)
+            for event in {event.event_id: event for event in events}.values()
+        ]
+
+
 def observation_rows(observed: Iterable[jobstore_pb2.ObservedRow]) -> list[Row]:
     """Returns the rows of what hosts reported; raises as `rows_of` does."""
     with _known_enums():

@@ -139,6 +139,7 @@ EVENT: Final = Shape(
     """event_id text, event_type text, severity text?, message text, entity_type text?, entity_id text, "user" text,
     job_id text, correlation_id text"""
 )
+TASK_EVENT: Final = Shape("event_id text, event_type text, severity text?, message text, task_id text")
 ENTITY: Final = Shape("entity_type text?, entity_id text, name text, status text, declared jsonb")
 # Anew: nothing stays as it was, an empty name neither.
 ENTITY_CHANGE: Final = Shape("entity_type text, entity_id text, name text, status text?, declared jsonb?, anew boolean")

@@ -145,6 +145,14 @@ INSERT_EVENTS_OF_NO_FLOW: Final = f"""
     {INSERT_EVENTS}
     ON CONFLICT (event_id) WHERE job_id = '' DO NOTHING
 """
+# About tasks of flows that are over: no sequence guards them, but the writers' mutex does.
+INSERT_EVENTS_OF_TASKS: Final = f"""
+    INSERT INTO event (time, event_id, event_type, severity, message, job_id, correlation_id, entity_type, entity_id)
+    SELECT $1::timestamptz, u.event_id, u.event_type, u.severity, u.message, host_task.job_id,
+           host_task.correlation_id, host_task.entity_type, host_task.entity_id
+    FROM {shapes.TASK_EVENT.rows(2)} JOIN host_task ON host_task.task_id = u.task_id
+    WHERE NOT EXISTS (SELECT FROM event WHERE event.job_id = host_task.job_id AND event.event_id = u.event_id)
+"""
 
 # --- what has changed ------------------------------------------------------------------------------------------------
 

@@ -291,6 +291,8 @@ async def _write_notes(turn: Turn, notes: Sequence[Notes]) -> None:
     for seen_once in observations:
         changed += await turn.writer.insert(statements.OBSERVE, turn.revision, rows=seen_once)
     changed += await turn.writer.insert(statements.INSERT_EVENTS_OF_NO_FLOW, turn.time, rows=events, last=correlations)
+    told = {event[0]: event for note in notes for event in note.task_events}
+    changed += await turn.writer.insert(statements.INSERT_EVENTS_OF_TASKS, turn.time, rows=list(told.values()))
     if cleared:
         changed += await turn.writer.change(statements.CLEAR_TASKS, cleared)
     turn.changed = turn.changed or changed > 0

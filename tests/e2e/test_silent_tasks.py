@@ -21,6 +21,7 @@ from tests.e2e.migrations import a_running_vm, migrate, where_it_is
 
 from waybill.v1.jobs_pb2 import Job
 from waybill_cli.process import Process
+from waybill_client import where
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 
@@ -75,6 +76,8 @@ async def test_a_slow_task_that_makes_progress_is_left_alone(centre: DataCentre)
 
 
 @pytest.mark.rule("semantics §3: a fence (raising the generation) makes sure that it no longer will")
+@pytest.mark.rule("semantics §4: stored ones for alarms, cancels, interventions, take-overs, fences, leftovers")
+@pytest.mark.rule("semantics §4: Readable by job, correlation id, entity")
 @pytest.mark.rule("semantics §3: alarm event → stop → failed only when the host confirms or the object is fenced")
 async def test_a_task_that_heeds_no_stop_is_fenced_and_does_nothing_more(centre: DataCentre) -> None:
     disk_id = await a_running_vm(centre, "vm-deaf")
@@ -94,6 +97,10 @@ async def test_a_task_that_heeds_no_stop_is_fenced_and_does_nothing_more(centre:
     for named in ("host-2", disk_id, tasks["syncImageData"], tasks["fenceVolume"]):
         assert named in fenced.message
     await centre.until(lambda: no_tasks(centre, job), within=15)
+    [leftover] = await centre.events(job, "LEFTOVER")
+    assert tasks["syncImageData"] in leftover.message
+    of_the_disk = [event async for event in centre.client.list_events(where(entity=f"DISK/{disk_id}"))]
+    assert {"TASK_STALLED", "FENCED", "LEFTOVER"} <= {event.event_type for event in of_the_disk}
     assert "syncImageData" not in await centre.effects(disk_id)
     there = await where_it_is(centre, disk_id)
     assert (there.declared_host, there.volumes, there.writes_to) == ("host-1", {"host-1": "LEGAL"}, "host-1")

@@ -37,6 +37,7 @@ class Told:
     def __init__(self) -> None:
         self.reports: list[TaskReport] = []
         self.cleared: list[str] = []
+        self.outlived: list[tuple[str, str, str]] = []
         self.stalled: list[tuple[str, float]] = []
         """Which, and when."""
 
@@ -73,6 +74,7 @@ async def hosts(clock: ManualClock, rng: random.Random, told: Told) -> AsyncIter
         "c1",
         stalled=stalled,
         stall_seconds=STALL_SECONDS,
+        outlived=lambda *what: told.outlived.append(what),
     ) as hosts:
         yield hosts
 
@@ -771,10 +773,13 @@ async def test_a_task_that_outlived_its_flow_is_stopped_and_then_cleared(
     hosts.clear("h1", ["t1", "t2"])
     await until(lambda: host.script.asked["StopTask"])
     await until(lambda: told.cleared == ["t2"])
+    asked = host.script.asked["StopTask"]
+    await pass_time(clock, lambda: host.script.asked["StopTask"] > asked, step=1.0)
     host.finish("t1")
     await pass_time(clock, lambda: len(told.cleared) == 2, step=1.0)
 
     assert told.cleared == ["t2", "t1"]
+    assert told.outlived == [("h1", "t1", "simWork")]  # once, however often it is asked to stop
     assert host.tasks == {}
 
 

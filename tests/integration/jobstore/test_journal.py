@@ -661,6 +661,35 @@ async def test_an_event_of_no_flow_is_stored_once(journal: Journal, connection: 
     assert await connection.fetchval("SELECT count(*) FROM event") == 1
 
 
+@pytest.mark.rule("semantics §4: stored ones for alarms, cancels, interventions, take-overs, fences, leftovers")
+async def test_an_event_about_a_task_of_a_flow_that_is_over_is_stored_once_with_all_its_names(
+    journal: Journal, connection: Connection
+) -> None:
+    flow = a_flow()
+    task = jobstore_pb2.TaskRow(
+        task_id="left", kind=jobs_pb2.HOST_TASK_KIND_TASK, command_id=flow.flow_command_id, host_id="h1", verb="copy"
+    )
+    task.entity.CopyFrom(vm("vm-1"))
+    await applied(journal, flow.first())
+    await applied(journal, flow.next(new_tasks=[task]))
+    events = [
+        jobstore_pb2.EventRow(
+            event_id=f"about {task_id}",
+            event_type="LEFTOVER",
+            severity=jobs_pb2.SEVERITY_WARNING,
+            message="it outlived its flow",
+            task_id=task_id,
+        )
+        for task_id in ("left", "unknown", "left")
+    ]
+    for _ in range(2):
+        await journal.commit(jobstore_pb2.CommitRequest(coordinator_id=COORDINATOR, events=events))
+    [row] = await connection.fetch("SELECT * FROM event")
+    job = await connection.fetchrow("SELECT * FROM job")
+    assert (row["job_id"], row["correlation_id"]) == (job["job_id"], job["correlation_id"])
+    assert (row["event_type"], row["entity_type"], row["entity_id"]) == ("LEFTOVER", "VM", "vm-1")
+
+
 async def test_the_doorbell_rings_once_a_transaction_with_its_revision(
     journal: Journal, connection: Connection
 ) -> None:

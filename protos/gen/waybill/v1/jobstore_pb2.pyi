@@ -1933,6 +1933,7 @@ class EventRow(_message.Message):
     ENTITY_FIELD_NUMBER: _builtins.int
     USER_FIELD_NUMBER: _builtins.int
     CORRELATION_ID_FIELD_NUMBER: _builtins.int
+    TASK_ID_FIELD_NUMBER: _builtins.int
     event_id: _builtins.str
     """A UUID, chosen by the writer."""
     event_type: _builtins.str
@@ -1945,6 +1946,10 @@ class EventRow(_message.Message):
     """See Event."""
     correlation_id: _builtins.str
     """Only on events outside a flow."""
+    task_id: _builtins.str
+    """Only on events outside a flow: the task that it is about, of a flow that is over. Job, correlation id and entity are
+    the task's; ignored if the task is unknown, or has an event of that id.
+    """
     @_builtins.property
     def entity(self) -> Global___EntityRef:
         """See Event; absent if nothing in particular."""
@@ -1959,10 +1964,11 @@ class EventRow(_message.Message):
         entity: Global___EntityRef | None = ...,
         user: _builtins.str = ...,
         correlation_id: _builtins.str = ...,
+        task_id: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["entity", b"entity"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["correlation_id", b"correlation_id", "entity", b"entity", "event_id", b"event_id", "event_type", b"event_type", "message", b"message", "severity", b"severity", "user", b"user"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["correlation_id", b"correlation_id", "entity", b"entity", "event_id", b"event_id", "event_type", b"event_type", "message", b"message", "severity", b"severity", "task_id", b"task_id", "user", b"user"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
