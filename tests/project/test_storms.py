@@ -7,7 +7,7 @@ from random import Random
 
 from tests.unit.coordinator.test_flow_storm import weather
 
-SEEDS = 100
+SEEDS = 200
 
 
 def test_everything_does_happen() -> None:
@@ -34,6 +34,10 @@ OFTEN = {
     "repeated report": 1,
     "seen": 0.3,
     "stopped": 0.05,
+    "stall": 0.05,
+    "fence DONE": 0.01,
+    "fence FENCED": 0.01,
+    "fence DOUBTFUL": 0.01,
     "cancel": 0.5,
     "crash": 0.3,
     "crash, commit lost": 0.03,
@@ -46,7 +50,7 @@ OFTEN = {
     "later commit refused INTERNAL": 0.1,
     "timer slow": 0.5,
     "timer progress": 0.2,
-    "timer retry": 0.1,
+    "timer retry": 0.08,
     "timer end": 0.5,
     "timer leaf": 0.3,
     "timer deadline": 0.05,
@@ -60,6 +64,6 @@ OFTEN = {
     "job FINISHED": 0.2,
     "job FAILED": 0.2,
     "job ABORTED": 0.1,
-    "job SKIPPED": 0.01,
+    "job SKIPPED": 0.005,
 }
 """What must happen in so many storms out of one."""

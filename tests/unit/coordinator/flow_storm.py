@@ -165,7 +165,7 @@ class Storm:
             return Call(host_id="h2", verb="call", entity=entity, **options)
         if dice < 70 and below:
             return Child(command_type=self.rng.choice(below), **options)
-        if self._chance(40):
+        if self._chance(70):
             options |= {"arguments": {"volume_id": "v1"}, "expected_generation": 3}
         return Task(host_id="h1", verb="work", entity=entity, deadline=self.rng.choice([None, None, 15]), **options)
 
@@ -286,7 +286,8 @@ class Storm:
         leaf = self.flow.begun[self.rng.choice(list(self.flow.begun))]
         if leaf.kind is LeafKind.TASK:
             self._note("stall")
-            self.flow.take(ev.TaskStalled(leaf.task_id, 600.0))
+            for _ in range(self.rng.choice([1, 2])):
+                self.flow.take(ev.TaskStalled(leaf.task_id, 600.0))
 
     def _repeat_report(self) -> None:
         if self._said:
