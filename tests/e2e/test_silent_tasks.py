@@ -134,17 +134,26 @@ async def test_work_that_was_done_before_its_host_lost_its_memory_is_done(centre
 
 
 @pytest.mark.rule("semantics §2: Success reported with less done than declared must be impossible")
-async def test_work_that_was_not_done_when_its_host_lost_its_memory_has_failed(centre: DataCentre) -> None:
-    disk_id = await a_running_vm(centre, "vm-undone")
+@pytest.mark.parametrize("everybody", [False, True])
+async def test_work_that_was_not_done_when_its_host_lost_its_memory_has_failed(
+    centre: DataCentre, everybody: bool
+) -> None:
+    """Also if the coordinator died with it: then the host refuses what the next one sends again."""
+    disk_id = await a_running_vm(centre, f"vm-undone-{everybody}".lower())
     await centre.program("host-2", {"verb": "syncImageData", "work_ms": 600_000})
     job = await migrate(centre, disk_id)
     await centre.until_running(job, 4)
     host = centre.stack.hosts[1]
     await host.kill()
+    if everybody:
+        await centre.stack.coordinators[0].kill()
     await forget_everything(centre, host)
+    if everybody:
+        await centre.stack.coordinators[0].start()
     job = await centre.ended(job)
     assert job.status == FAILED
-    assert await what_befell(centre, job) == ["FENCED", "TASK_NOT_ROLLED_BACK"]
+    befell = await what_befell(centre, job)
+    assert befell == [*["FLOW_TAKEN_OVER"] * everybody, "FENCED", "TASK_NOT_ROLLED_BACK"]
     there = await where_it_is(centre, disk_id)
     assert (there.declared_host, there.volumes, there.writes_to) == ("host-1", {"host-1": "LEGAL"}, "host-1")
     await assert_all_over(centre, [job])

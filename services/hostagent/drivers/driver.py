@@ -13,6 +13,11 @@ it is done. Each verb declares what then is to be done with a task that was begu
 * ROLL_BACK: run the recovery actions that it had registered; the task fails.
 * PROBE: ask the host (`Host.probe`) whether it was done; if not, run it again; if nobody can tell, roll back.
 
+A driver whose volumes have a generation has the short verb `fenceVolume {volume_id, generation, fenced_generation,
+writer}`, which looks and acts in one stroke. If the volume has that generation it gets the fenced one, and the task
+`writer` can neither finish its work then nor take it back. The answer is `{outcome, generation, legality}`, as they are then:
+FENCED; DONE if the writer had done its work; DOUBTFUL if nobody can tell. Without the verb such tasks count as lost.
+
 A verb fails by raising WaybillError. Before each part of its work that would have to be taken back, it registers a
 recovery action, which is durable before that part begins; they run last in, first out, and may run twice.
 """

@@ -58,7 +58,9 @@ class TaskSpec(_message.Message):
     traceparent: _builtins.str
     """W3C trace context of the command; empty when not traced."""
     expected_generation: _builtins.int
-    """The generation that the task's object must have; absent: any."""
+    """The generation that the volume must have which the argument `volume_id` names; absent: any. It has one more when the
+    task has done its work, and the driver's verb fenceVolume keeps a silent task from doing it.
+    """
     job_id: _builtins.str
     """The flow's job, for log lines."""
     command_id: _builtins.str

@@ -903,7 +903,7 @@ class HostTask(_message.Message):
 
     @_builtins.property
     def error(self) -> _status_pb2.Status:
-        """Why it did not end well."""
+        """Why it did not end well; before its end, why it is to be stopped or found out about."""
 
     @_builtins.property
     def create_time(self) -> _timestamp_pb2.Timestamp:
