@@ -15,8 +15,9 @@ it is done. Each verb declares what then is to be done with a task that was begu
 
 A driver whose volumes have a generation has the short verb `fenceVolume {volume_id, generation, fenced_generation,
 writer}`, which looks and acts in one stroke. If the volume has that generation it gets the fenced one, and the task
-`writer` can neither finish its work then nor take it back. The answer is `{outcome, generation, legality}`, as they are then:
-FENCED; DONE if the writer had done its work; DOUBTFUL if nobody can tell. Without the verb such tasks count as lost.
+`writer` can neither finish its work then nor take it back. The answer is `{outcome, generation, legality}`, the latter
+two as they are then. The outcome is FENCED; or DONE, if the writer had done its work; or DOUBTFUL, if nobody can tell.
+Without the verb such tasks count as lost.
 
 A verb fails by raising WaybillError. Before each part of its work that would have to be taken back, it registers a
 recovery action, which is durable before that part begins; they run last in, first out, and may run twice.
