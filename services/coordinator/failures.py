@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from typing import Final
 
+from coordinator.plan import Observation, WaitFor
 from coordinator.rows import Command, Failure, Leaf, Step
 
 CANCELLED: Final = 1
@@ -108,6 +109,12 @@ def task_fenced(leaf: Leaf) -> Failure:
 def not_seen_in_time(leaf: Leaf) -> Failure:
     """A wait's deadline passed."""
     return Failure(DEADLINE_EXCEEDED, "DEADLINE_EXCEEDED", f"{leaf.entity} was not seen in time")
+
+
+def nothing_to_come(plan: WaitFor, observation: Observation) -> Failure:
+    """What is waited for cannot be any more."""
+    message = f"{plan.entity} was not seen as it should be, and {plan.beside} is {observation.state}"
+    return Failure(FAILED_PRECONDITION, "WAIT_FAILED", message)
 
 
 def task_unknown(task_id: str) -> Failure:

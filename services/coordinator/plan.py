@@ -169,12 +169,18 @@ class Child(_Node):
 
 @dataclass(frozen=True, slots=True)
 class WaitFor(_Node):
-    """An observation of an entity. Observations up to the number that the preceding call returned are ignored."""
+    """An observation of an entity. Observations up to the number that the preceding call returned are ignored.
+
+    `beside`: another entity, on which that hangs. Once it is seen as `gives_up_if` says, nothing more will come of it:
+    what is on its way may still arrive for a moment, then the wait has failed.
+    """
 
     entity: EntityRef
     until: Condition
     fails_if: Condition = Condition()
     deadline: float | None = None
+    beside: EntityRef | None = None
+    gives_up_if: Condition = Condition()
 
 
 @dataclass(frozen=True, slots=True)
@@ -295,7 +301,10 @@ def wait_for(
     deadline: float | None = None,
     **options: Any,
 ) -> WaitFor:
-    """Plans to wait until an observation of the entity satisfies one of the two conditions; `deadline` in seconds."""
+    """Plans to wait until an observation of the entity satisfies one of the two conditions; `deadline` in seconds.
+
+    See `WaitFor` for `beside` and `gives_up_if`.
+    """
     return WaitFor(entity=entity, until=until, fails_if=fails_if or Condition(), deadline=deadline, **options)
 
 

@@ -106,6 +106,8 @@ _WRITERS: Final[dict[str, Any]] = {
     "subjects": lambda refs: [_ref_to_json(ref) for ref in refs],
     "until": _condition_to_json,
     "fails_if": _condition_to_json,
+    "beside": _ref_to_json,
+    "gives_up_if": _condition_to_json,
     "inlined": lambda child: {
         "command_type": child.command_type,
         "parameters": child.parameters,
@@ -142,6 +144,8 @@ _READERS: Final[dict[str, Any]] = {
     "subjects": lambda value: tuple(EntityRef(*item) for item in value),
     "until": _condition_from_json,
     "fails_if": _condition_from_json,
+    "beside": lambda value: value and EntityRef(*value),
+    "gives_up_if": _condition_from_json,
     "inlined": lambda value: value and Inlined(**value),
     "former": lambda value: value and Former(**value),
     "plans": lambda value: tuple(plan_from_json(item) for item in value),

@@ -70,6 +70,7 @@ class PlanRunner:
         self._turn = turn
         self._open: dict[str, Node] = {}  # begun leaves that are not over, by id
         self._fences: dict[str, Node] = {}  # calls that fence tasks and are not over, by id; the task's node
+        self._given_up: dict[str, Failure] = {}  # waits of which nothing will come, and why, by id
         self._places: set[tuple[str, int, str]] = set()  # where something had begun when a cancelled flow is taken up
 
     def let_go(self) -> None:
@@ -146,8 +147,7 @@ class PlanRunner:
         if leaf.kind is LeafKind.WAIT:
             self.waits.open(node, leaf)
             if fresh:
-                assert leaf.entity is not None
-                self._book.pending.report_entities[leaf.entity] = None
+                self._book.pending.report_entities.update(dict.fromkeys(waits.entities_of(node)))
                 self._outbox.urgent = True
         if not fresh and self._turn.silent:
             return
@@ -271,11 +271,23 @@ class PlanRunner:
         """An entity was observed. True if that decided something."""
         decided = False
         for node in self.waits.on(entity):
+            if isinstance(node.plan, WaitFor) and entity == node.plan.beside:
+                self._give_up_soon(node, node.plan, observation)
+                continue
             found = waits.meaning(node, observation)
             if found is not None and node.leaf is not None:
                 decided = True
                 self._end_leaf(node, node.leaf, "FINISHED", *found)
         return decided
+
+    def _give_up_soon(self, node: Node, plan: WaitFor, observation: Observation) -> None:
+        """Nothing more will come of what is waited for, unless it is on its way. Taken up, it is seen again."""
+        leaf = node.leaf
+        if leaf is None or leaf.task_id in self._given_up or not plan.gives_up_if.holds(observation):
+            return
+        self._given_up[leaf.task_id] = failures.nothing_to_come(plan, observation)
+        at = self._turn.now + waits.GRACE_SECONDS
+        self._turn.effects.append(ev.SetTimer(f"leaf {leaf.task_id}", min(at, leaf.deadline or at)))
 
     def deadline_passed(self, task_id: str) -> bool:
         """A leaf's deadline passed: a wait fails; a task is stopped, and fails only when its host says so."""
@@ -283,7 +295,8 @@ class PlanRunner:
         if node is None or node.leaf is None:
             return False
         if node.leaf.kind is LeafKind.WAIT:
-            self._end_leaf(node, node.leaf, "FINISHED", "CLEAN_SUCCESS", failures.not_seen_in_time(node.leaf))
+            error = self._given_up.get(task_id) or failures.not_seen_in_time(node.leaf)
+            self._end_leaf(node, node.leaf, "FINISHED", "CLEAN_SUCCESS", error)
         else:
             self._outbox.acts.append(ev.Stop(node.leaf))
         return True
@@ -338,7 +351,7 @@ class PlanRunner:
             self._book.pending.events.append(alarm)
             self._outbox.urgent = True
         if leaf.kind is LeafKind.WAIT:
-            self.waits.close(leaf)
+            self.waits.close(node, leaf)
         del self._open[leaf.task_id]
         if not (self._fences and self._is_being_fenced(node)):
             self.over(node, leaves.outcome_of(leaf), leaf.error)

@@ -84,7 +84,7 @@ def _check_node(node: Plan) -> None:
             _check_entities([node.entity] if node.entity is not None else [])
             _check_deadline(node.deadline)
         case WaitFor():
-            _check_entities([node.entity])
+            _check_entities([node.entity, *([node.beside] if node.beside is not None else [])])
             _check_deadline(node.deadline)
         case Change():
             _check_change(EntityChange(node.entity, node.name, node.status, node.declared))

@@ -11,6 +11,9 @@ can show the call's effect. So a wait looks only at what came after the last cal
 | | | it can show that what was waited for is there, never that it failed |
 | any | none: no call went before | whole |
 
+An entity beside the one that is waited for (`WaitFor.beside`) can only say that nothing more will come. It is told
+by another host, maybe, and sooner: so the wait has failed GRACE_SECONDS later, unless what was on its way has come.
+
 The commit that stores a wait answers with its entity as it is, and a flow is loaded with the entities that it waits
 for, so nothing that was seen before is missed.
 """
@@ -18,13 +21,16 @@ for, so nothing that was seen before is missed.
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import Any
+from typing import Any, Final
 
 from coordinator.failures import FAILED_PRECONDITION
 from coordinator.nodes import Node
 from coordinator.plan import Call, EntityRef, Observation, Serially, WaitFor
 from coordinator.planjson import plan_to_json
 from coordinator.rows import Failure, Leaf
+
+GRACE_SECONDS: Final = 10.0
+"""How long a wait lasts once it was seen that nothing more will come of it."""
 
 
 class Waits:
@@ -43,16 +49,22 @@ class Waits:
 
     def open(self, node: Node, leaf: Leaf) -> None:
         """A wait has begun."""
-        assert leaf.entity is not None
-        self._nodes.setdefault(leaf.entity, {})[leaf.task_id] = node
+        for entity in entities_of(node):
+            self._nodes.setdefault(entity, {})[leaf.task_id] = node
 
-    def close(self, leaf: Leaf) -> None:
+    def close(self, node: Node, leaf: Leaf) -> None:
         """A wait is over."""
-        assert leaf.entity is not None
-        nodes = self._nodes[leaf.entity]
-        del nodes[leaf.task_id]
-        if not nodes:
-            del self._nodes[leaf.entity]
+        for entity in entities_of(node):
+            nodes = self._nodes[entity]
+            del nodes[leaf.task_id]
+            if not nodes:
+                del self._nodes[entity]
+
+
+def entities_of(node: Node) -> list[EntityRef]:
+    """What a wait looks at."""
+    assert isinstance(node.plan, WaitFor)
+    return [node.plan.entity] if node.plan.beside is None else [node.plan.entity, node.plan.beside]
 
 
 def meaning(node: Node, observation: Observation) -> tuple[str, Failure | None] | None:
@@ -76,11 +88,14 @@ def meaning(node: Node, observation: Observation) -> tuple[str, Failure | None] 
 def condition_of(node: Node, plan: WaitFor) -> dict[str, Any]:
     """What is stored of a wait: both conditions, and what it must not look at."""
     written = plan_to_json(plan)
-    return {
+    condition = {
         "until": written.get("until", {}),
         "fails_if": written.get("fails_if", {}),
         "after": _answer_before(node),
     }
+    if plan.beside is not None:
+        condition |= {"beside": written["beside"], "gives_up_if": written.get("gives_up_if", {})}
+    return condition
 
 
 def _answer_before(node: Node) -> dict[str, Any]:

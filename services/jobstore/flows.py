@@ -54,9 +54,15 @@ _SNAPSHOTS: Final = """
     SELECT flow_command_id, command_id, number, entity_type, entity_id, former FROM entity_snapshot
     WHERE flow_command_id = ANY ($1::text[]) ORDER BY number
 """
+# What open waits look at: their entities, and those beside.
 _WAITED: Final = f"""
-    SELECT DISTINCT host_task.flow_command_id, {messages.ENTITY_COLUMNS} FROM host_task
+    SELECT host_task.flow_command_id, {messages.ENTITY_COLUMNS} FROM host_task
     JOIN entity ON entity.entity_type = host_task.entity_type AND entity.entity_id = host_task.entity_id
+    WHERE host_task.job_id = ANY ($1::text[]) AND host_task.kind = 'WAIT' AND host_task.end_time IS NULL
+  UNION
+    SELECT host_task.flow_command_id, {messages.ENTITY_COLUMNS} FROM host_task
+    JOIN entity ON entity.entity_type = host_task.arguments #>> '{{beside,0}}'
+                   AND entity.entity_id = host_task.arguments #>> '{{beside,1}}'
     WHERE host_task.job_id = ANY ($1::text[]) AND host_task.kind = 'WAIT' AND host_task.end_time IS NULL
 """
 _REQUESTS: Final = """

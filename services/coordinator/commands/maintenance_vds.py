@@ -91,8 +91,8 @@ async def refuse_unless_maintainable(world: World, host_ids: list[str], excluded
 
 
 async def take_back_preparations(world: World, host_ids: list[str]) -> None:
-    """Notes that hosts that were to be taken out of service are not."""
+    """Notes that hosts that were to be taken out of service are not, but for those that are seen to be."""
     for host_id in host_ids:
         host = await world.find(HOST, host_id)
         if host.exists and host.status == PREPARING:
-            world.change(host, status="OK")
+            world.change(host, status=MAINTENANCE if host.observed.state == MAINTENANCE else "OK")

@@ -4,7 +4,7 @@ from typing import Final
 
 from coordinator.attempts import FailedAttempt
 from coordinator.commands.base import HOST, VM, Command, EntityId, command, exclusive
-from coordinator.plan import Attempt, Plan, Serially, call, instead, serially, state, wait_for
+from coordinator.plan import Attempt, EntityRef, Plan, Serially, call, instead, serially, state, wait_for
 from coordinator.rows import Cancel, LockKey
 from coordinator.world import Entity, Refused, World
 
@@ -79,6 +79,8 @@ class MigrateVm(Command):
                     until=state("UP", host_id=destination),
                     fails_if=state("UP", "ERROR", host_id=source),
                     deadline=MIGRATION_SECONDS,
+                    beside=EntityRef(HOST, source),
+                    gives_up_if=state("MAINTENANCE"),  # where it has no VMs any more
                 ),
             ],
             step="" if self.shown_by_parent and not tried else "MIGRATE_VM",

@@ -43,7 +43,7 @@ async def put(jobstore: RunningJobstore, *entities: jobs_pb2.Entity) -> list[job
 
 @pytest.mark.rule("semantics §2: Parameters are stored with the command, once, as JSON with their version")
 async def test_a_flow_is_loaded_as_it_was_written(jobstore: RunningJobstore) -> None:
-    await put(jobstore, an_entity("vm-1", name="web"))
+    await put(jobstore, an_entity("vm-1", name="web"), an_entity("vm-2", name="beside"))
     flow = a_flow(
         request_id="r1",
         request_hash=b"hash",
@@ -64,7 +64,7 @@ async def test_a_flow_is_loaded_as_it_was_written(jobstore: RunningJobstore) -> 
         kind=jobs_pb2.HOST_TASK_KIND_WAIT,
         command_id=flow.flow_command_id,
         entity=vm("vm-1"),
-        arguments_json='{"state": "UP"}',
+        arguments_json='{"until": {"state": ["UP"]}, "beside": ["VM", "vm-2"]}',
         attempt=1,
         path="1",
     )
@@ -73,7 +73,7 @@ async def test_a_flow_is_loaded_as_it_was_written(jobstore: RunningJobstore) -> 
     assert (rows.coordinator_id, rows.epoch, rows.sequence) == (COORDINATOR, 1, 1)
     assert [step.step_type for step in rows.steps] == ["VALIDATION", "EXECUTION", "DELETE_IMAGE", "FINALIZATION"]
     assert [task.task_id for task in rows.tasks] == [flow.task_id, "wait"]
-    assert [entity.name for entity in rows.waited_entities] == ["web"]
+    assert sorted(entity.name for entity in rows.waited_entities) == ["beside", "web"]
     for stored in (rows.job, *rows.tasks, *rows.steps, *rows.commands):
         for name in ("create_time", "start_time", "update_time", "revision"):
             if name in stored.DESCRIPTOR.fields_by_name:

@@ -177,6 +177,8 @@ class Store:
             for leaf in self.leaves.values()
             if leaf.kind is LeafKind.WAIT and not leaf.over and leaf.entity is not None
         }
+        waits = [leaf for leaf in self.leaves.values() if leaf.kind is LeafKind.WAIT and not leaf.over]
+        beside = {EntityRef(*leaf.arguments["beside"]) for leaf in waits if "beside" in leaf.arguments}
         other = self.copy()
         assert other.job is not None
         for leaf in other.leaves.values():
@@ -189,7 +191,7 @@ class Store:
             steps=list(other.steps.values()),
             leaves=list(other.leaves.values()),
             snapshots=other.snapshots,
-            seen={ref: self.observed[ref] for ref in waited if ref in self.observed},
+            seen={ref: self.observed[ref] for ref in waited | beside if ref in self.observed},
             epoch=self.epoch,
             sequence=self.sequence,
             dependencies=self.depended(),

@@ -6,8 +6,10 @@ import pytest
 from tests.unit.coordinator.flow_scenario import VM, Scenario, Script, a_child, a_flow, a_running_flow
 
 from coordinator import events as ev
-from coordinator.plan import Observation, call, concurrently, serially, state, task, wait_for
+from coordinator.plan import EntityRef, Observation, call, concurrently, serially, state, task, wait_for
+from coordinator.planjson import plan_from_json, plan_to_json
 from coordinator.rows import LeafKind, Status
+from coordinator.waits import GRACE_SECONDS
 
 UP = wait_for(VM, until=state("UP"), fails_if=state("DOWN", "ERROR"), step="SEEN_UP", deadline=30)
 RUN = serially([call("h1", "createVm", entity=VM), UP], step="START_VM")
@@ -165,3 +167,72 @@ def test_a_child_may_wait() -> None:
     assert list(flow.tree.waits_for()) == [VM]
     flow.sees(VM, "UP", 9)
     assert flow.ended() is Status.FINISHED
+
+
+# --- an entity beside the one that is waited for ---------------------------------------------------------------------
+
+SOURCE = EntityRef("HOST", "h1")
+MOVED = wait_for(
+    VM,
+    until=state("UP", host_id="h2"),
+    deadline=600,
+    beside=SOURCE,
+    gives_up_if=state("MAINTENANCE"),
+    step="MIGRATE_VM",
+)
+
+
+@pytest.mark.rule("semantics §7: MaintenanceNumberOfVds: then per host MAINTENANCE_HOST → MIGRATE_VM × n")
+def test_a_wait_of_which_nothing_more_will_come_is_over_after_a_moment() -> None:
+    flow = a_running_flow(MOVED)
+    assert set(flow.tree.waits_for()) == {VM, SOURCE}
+    flow.sees(SOURCE, "UP", 1)
+    flow.advance(GRACE_SECONDS)
+    assert flow.step("MIGRATE_VM").status is Status.STARTED
+    flow.sees(SOURCE, "MAINTENANCE", 2)
+    flow.advance(GRACE_SECONDS / 2)
+    assert flow.step("MIGRATE_VM").status is Status.STARTED
+    flow.sees(SOURCE, "MAINTENANCE", 3)  # said again: no further moment
+    flow.advance(GRACE_SECONDS / 2)
+    assert flow.ended() is Status.FAILED
+    error = flow.step("MIGRATE_VM").error
+    assert error is not None
+    assert (error.reason, "HOST/h1 is MAINTENANCE" in error.message) == ("WAIT_FAILED", True)
+    assert not list(flow.tree.waits_for())
+
+
+def test_what_was_on_its_way_then_still_counts() -> None:
+    flow = a_running_flow(MOVED)
+    flow.sees(SOURCE, "MAINTENANCE", 2)
+    flow.sees(VM, "UP", 9, "i2", host_id="h2")  # told by another host, a little later
+    flow.advance(GRACE_SECONDS)
+    assert flow.ended() is Status.FINISHED
+
+
+@pytest.mark.parametrize("seen_before", [True, False])
+def test_who_takes_the_flow_up_hears_of_it_too(seen_before: bool) -> None:
+    flow = a_running_flow(MOVED)
+    if seen_before:
+        flow.sees(SOURCE, "MAINTENANCE", 2)
+    else:  # while nobody ran the flow
+        flow.store.observed[SOURCE] = Observation("MAINTENANCE", "h1", "", "i1", 2)
+    flow.crash()
+    flow.advance(GRACE_SECONDS)
+    flow.advance(1)
+    assert flow.ended() is Status.FAILED
+
+
+def test_its_own_deadline_is_not_put_off() -> None:
+    flow = a_running_flow(MOVED)
+    flow.advance(595)
+    flow.sees(SOURCE, "MAINTENANCE", 2)
+    flow.advance(5)
+    assert flow.ended() is Status.FAILED
+
+
+def test_the_entity_beside_survives_the_store() -> None:
+    assert plan_from_json(plan_to_json(MOVED)) == MOVED
+    flow = a_running_flow(serially([MOVED, concurrently([task("h1", "copy"), a_child("Part")])]), {"Part": MOVED})
+    flow.sees(VM, "UP", 9, "i2", host_id="h2")
+    [wait] = [leaf for leaf in flow.store.leaves.values() if leaf.kind is LeafKind.WAIT and leaf.path == "0"]
+    assert wait.arguments["beside"] == ["HOST", "h1"]

@@ -142,6 +142,25 @@ async def test_what_failed_is_taken_back_and_what_is_in_maintenance_stays() -> N
     assert changed(world) == {"HOST/h-2": "OK"}
 
 
+@pytest.mark.rule("semantics §7: MaintenanceNumberOfVds: the other branches stay true")
+async def test_a_host_that_is_seen_in_maintenance_is_in_maintenance_whatever_became_of_its_vms() -> None:
+    host = an_entity("HOST", "h-1", state="MAINTENANCE")
+    there = Entity(host.ref, host.name, "PREPARING_FOR_MAINTENANCE", host.declared, host.observed, host.version)
+    world = a_world(there, guard_reads=False)
+    await MaintenanceVds(host_id="h-1").end_with_failure(world)
+    assert changed(world) == {"HOST/h-1": "MAINTENANCE"}
+
+
+async def test_a_migration_hangs_on_the_host_that_the_vm_leaves() -> None:
+    plan = await MigrateVm(vm_id="vm-1").execute(a_world(RUNNING, *HOSTS))
+    assert isinstance(plan, Serially)
+    wait = plan.plans[1]
+    assert isinstance(wait, WaitFor)
+    assert str(wait.beside) == "HOST/h-1"
+    assert wait.gives_up_if.holds(Observation("MAINTENANCE", "h-1"))
+    assert not wait.gives_up_if.holds(Observation("UP", "h-1"))
+
+
 @pytest.mark.rule(
     "semantics §7: MaintenanceNumberOfVds: Refused: no host to take the VMs, host with running tasks (named)"
 )
