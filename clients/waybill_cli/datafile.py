@@ -19,7 +19,7 @@ from waybill_cli.exits import Complaint
 from waybill_client.words import entity_type, struct
 
 _WRITTEN = {"entity_type", "entity_id", "name", "status", "declared"}
-_IGNORED = {"observed", "version", "revision"}  # a list's output may be loaded as it is
+_IGNORED = {"observed", "version", "revision", "progress"}  # a list's output may be loaded as it is
 
 
 def read_entities(path: Path) -> list[Entity]:

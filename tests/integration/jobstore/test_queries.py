@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Awaitable, Callable
 from datetime import timedelta
+from typing import Any
 
 import pytest
 from tests.integration.jobstore.scribe import Scribe
@@ -405,6 +406,41 @@ async def test_entities_are_found_listed_and_filtered(scribe: Scribe, queries: Q
     assert await found("state = ''", entity_type="VM") == ["2/vm-1"]
     first = await queries.list_entities(None, entity_filter(""), Paging(ListEntitiesRequest(page_size=2), str, str))
     assert await found(page_size=2, page_token=first.next_page_token) == ["2/vm-2"]
+
+
+@pytest.mark.rule("semantics §4: An entity's progress is the weighted sum over the running steps that work on it")
+async def test_an_entity_s_progress_is_that_of_the_running_steps_that_work_on_it(
+    scribe: Scribe, queries: Queries
+) -> None:
+    async def step(job_id: str, status: str, progress: int, entity_id: str = "d-1", **columns: Any) -> str:
+        subjects = [{"entity_type": "DISK", "entity_id": entity_id, "name": "of the time"}]
+        columns |= {"status": status, "progress": progress, "subjects": json.dumps(subjects)}
+        return await scribe.add_step(job_id, **columns)
+
+    async def progress(entity_id: str) -> int | None:
+        disk = await queries.get_entity("DISK", entity_id)
+        return disk.progress if disk.HasField("progress") else None
+
+    async with scribe.revision():
+        for entity_id in ("d-1", "d-2", "d-3"):
+            await scribe.add_entity("DISK", entity_id)
+        one, other, over = [await scribe.add_job(status=status) for status in ("STARTED", "STARTED", "FINISHED")]
+        outer = await step(one, "STARTED", 40, weight=3.0)
+        inner = await step(one, "STARTED", 99, parent_step_id=outer)  # of what the outer one counts already
+        await step(one, "STARTED", 80, "d-2", parent_step_id=outer)  # another entity's
+        last = await step(other, "STARTED", 81, weight=1.0)
+        await step(other, "PENDING", 0, weight=100.0)
+        await step(other, "FINISHED", 100, weight=100.0)
+        await step(over, "FINISHED", 100, "d-3")
+        await step(one, "STARTED", 50, "d-3", weight=0.0)
+    assert (await progress("d-1"), await progress("d-2"), await progress("d-3")) == (50, 80, None)
+    async with scribe.revision():
+        await scribe.change_step(one, outer, status="FINISHED", progress=100)
+        await scribe.change_step(one, inner, status="FINISHED", progress=100)
+    assert await progress("d-1") == 81
+    async with scribe.revision():
+        await scribe.change_step(other, last, status="FAILED")
+    assert await progress("d-1") is None
 
 
 async def test_an_unknown_entity_is_not_found(queries: Queries) -> None:

@@ -1004,6 +1004,7 @@ class Entity(_message.Message):
     OBSERVED_FIELD_NUMBER: _builtins.int
     VERSION_FIELD_NUMBER: _builtins.int
     REVISION_FIELD_NUMBER: _builtins.int
+    PROGRESS_FIELD_NUMBER: _builtins.int
     entity_type: Global___EntityType.ValueType
     """Its type."""
     entity_id: _builtins.str
@@ -1016,6 +1017,12 @@ class Entity(_message.Message):
     """Raised by every change of a declared field."""
     revision: _builtins.int
     """Revision of the commit that last changed it, observed fields included."""
+    progress: _builtins.int
+    """How far the work on it is, 0-99: the progress of the running steps that have it among their subjects, each by its
+    weight. Of two of them one within the other the outer one counts. Absent: no step that runs works on it. Only in the
+    answer of GetEntity; it is found out when asked for, so it changes without a new revision, and may fall when a step
+    is over or one more begins.
+    """
     @_builtins.property
     def declared(self) -> _struct_pb2.Struct:
         """Declared fields, written by flows and by PutEntities."""
@@ -1035,12 +1042,15 @@ class Entity(_message.Message):
         observed: Global___Observed | None = ...,
         version: _builtins.int = ...,
         revision: _builtins.int = ...,
+        progress: _builtins.int | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["declared", b"declared", "observed", b"observed"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_progress", b"_progress", "declared", b"declared", "observed", b"observed", "progress", b"progress"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["declared", b"declared", "entity_id", b"entity_id", "entity_type", b"entity_type", "name", b"name", "observed", b"observed", "revision", b"revision", "status", b"status", "version", b"version"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_progress", b"_progress", "declared", b"declared", "entity_id", b"entity_id", "entity_type", b"entity_type", "name", b"name", "observed", b"observed", "progress", b"progress", "revision", b"revision", "status", b"status", "version", b"version"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    def WhichOneof(self, oneof_group: _Never) -> None: ...
+    _WhichOneofReturnType__progress: _TypeAlias = _typing.Literal["progress"]  # noqa: Y015
+    _WhichOneofArgType__progress: _TypeAlias = _typing.Literal["_progress", b"_progress"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__progress) -> _WhichOneofReturnType__progress | None: ...
 
 Global___Entity: _TypeAlias = Entity  # noqa: Y015
 

@@ -245,7 +245,7 @@ class JobStoreServicer(object):
         raise NotImplementedError('Method not implemented!')
 
     def GetEntity(self, request, context):
-        """One entity. NOT_FOUND ENTITY_NOT_FOUND.
+        """One entity, with the progress of the work on it. NOT_FOUND ENTITY_NOT_FOUND.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

@@ -67,7 +67,7 @@ class JobStoreStub:
     ListEvents: _aio.UnaryUnaryMultiCallable[_jobstore_pb2.ListEventsRequest, _jobstore_pb2.ListEventsResponse]
     """The audit log, oldest first; step events are derived from the steps."""
     GetEntity: _aio.UnaryUnaryMultiCallable[_jobstore_pb2.GetEntityRequest, _jobs_pb2.Entity]
-    """One entity. NOT_FOUND ENTITY_NOT_FOUND."""
+    """One entity, with the progress of the work on it. NOT_FOUND ENTITY_NOT_FOUND."""
     ListFilterFields: _aio.UnaryUnaryMultiCallable[_jobstore_pb2.ListFilterFieldsRequest, _jobstore_pb2.ListFilterFieldsResponse]
     """The fields that filters may name. They stay the same while the server runs."""
     ListEntities: _aio.UnaryUnaryMultiCallable[_jobstore_pb2.ListEntitiesRequest, _jobstore_pb2.ListEntitiesResponse]
@@ -206,7 +206,7 @@ class JobStoreServicer(metaclass=_abc_1.ABCMeta):
         request: _jobstore_pb2.GetEntityRequest,
         context: _aio.ServicerContext[_jobstore_pb2.GetEntityRequest, _abc.Awaitable[_jobs_pb2.Entity]],
     ) -> _abc.Awaitable[_jobs_pb2.Entity]:
-        """One entity. NOT_FOUND ENTITY_NOT_FOUND."""
+        """One entity, with the progress of the work on it. NOT_FOUND ENTITY_NOT_FOUND."""
 
     @_abc_1.abstractmethod
     def ListFilterFields(
