@@ -329,7 +329,7 @@ class Actor:
                 executing = True
                 plan = await command.execute(world)
             finally:
-                self._name_job(row, command)
+                self._name_job(row, command, world)
             world.notes.locks = [*command.locks(), *world.notes.locks]
             plan = await self._inlined(row, plan, world)
             check_plan(plan)
@@ -349,11 +349,11 @@ class Actor:
         """Plans a command without telling the tree: for `validate_only`."""
         return await self._plan_once(self.tree.command(command_id))
 
-    def _name_job(self, row: CommandRow, command: Command) -> None:
+    def _name_job(self, row: CommandRow, command: Command, world: World) -> None:
         """Description and subject names are what they are when the job is made; they outlive the entities."""
         if self.tree.is_to_be_named(row.command_id):
-            names = {ref: self._reading.name_of(ref) for ref in command.subjects()}
-            words = command.type_.describe(command, self._reading.name_of)
+            names = {ref: world.name_of(ref) for ref in command.subjects()}
+            words = command.type_.describe(command, world.name_of)
             self.tree.name(words, names, row.command_id, command.type_.categories)
 
     def _end(self, effect: ev.RunEnd) -> None:

@@ -207,6 +207,10 @@ class World:
             self._places.given(host_id)
         return host_id
 
+    def name_of(self, ref: EntityRef) -> str:
+        """The name of an entity that was read; empty if it was not, or has none."""
+        return self._reading.name_of(ref)
+
     def change(self, entity: Entity, *, name: str | None = None, status: str | None = None, **declared: Any) -> Entity:
         """Notes a change of an entity that was read (or, if it does not exist, its making); None stays."""
         merged = {**entity.declared, **declared} if declared else None

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import AsyncIterator
+from typing import Any
+
 import asyncpg
 import grpc
 import pytest
 from google.rpc import status_pb2
 from tests.integration.conftest import RunningJobstore
-from tests.integration.jobstore.flow import COORDINATOR, STARTED, a_flow, host, lock, request, vm
+from tests.integration.jobstore.flow import COORDINATOR, IDS, STARTED, a_flow, host, lock, request, vm
 
 from chassis.errors import WaybillError
 from waybill.v1 import jobs_pb2, jobstore_pb2
@@ -264,3 +267,78 @@ async def test_a_flow_of_thousands_of_steps_is_committed_at_once(jobstore: Runni
     await write(jobstore, flow.next(new_steps=steps))
     [rows] = await load(jobstore, flow.flow_command_id)
     assert len(rows.steps) == 5_004
+
+
+@pytest.mark.rule("semantics §4: Description and subject names are resolved when the job is created")
+async def test_a_job_that_was_stored_before_its_names_were_known_is_named_by_a_later_commit(
+    jobstore: RunningJobstore,
+) -> None:
+    flow = a_flow(description="Stopping VM vm-1", subjects=[_a_subject("vm-1")])
+    await write(jobstore, flow.first())
+    before = await jobstore.reads.GetJob(jobstore_pb2.GetJobRequest(job_id=flow.job_id))
+    watch = jobstore.reads.WatchJobs(jobstore_pb2.WatchJobsRequest(resume_revision=before.revision))
+    names = jobstore_pb2.JobNames(
+        description="Stopping VM web", subjects=[_a_subject("vm-1", "web"), _a_subject("vm-2", "db")]
+    )
+    await write(jobstore, flow.next(job=jobstore_pb2.JobChange(named=names)))
+    named = await jobstore.reads.GetJob(jobstore_pb2.GetJobRequest(job_id=flow.job_id))
+    assert (named.description, list(named.subjects)) == (names.description, list(names.subjects))
+    assert named.revision > before.revision
+    changes = [change async for message in _until_change(watch) for change in message.changes]
+    assert [change.upsert.description for change in changes] == ["Stopping VM web"]
+    for entity_id in ("vm-1", "vm-2"):
+        request = jobstore_pb2.ListJobsRequest(filter=f'entity:"VM/{entity_id}"')
+        assert [job.job_id for job in (await jobstore.reads.ListJobs(request)).jobs] == [flow.job_id]
+
+
+async def _until_change(watch: Any) -> AsyncIterator[jobstore_pb2.WatchJobsResponse]:
+    async for message in watch:
+        yield message
+        if message.changes:
+            break
+    watch.cancel()
+
+
+def _a_subject(entity_id: str, name: str = "") -> jobs_pb2.Subject:
+    return jobs_pb2.Subject(entity_type=jobs_pb2.ENTITY_TYPE_VM, entity_id=entity_id, name=name)
+
+
+async def test_the_job_of_a_child_is_stored_loaded_and_ended_with_its_flow(jobstore: RunningJobstore) -> None:
+    flow = a_flow()
+    first = flow.first()
+    part = first.new_child_jobs.add(
+        job_id=IDS.new(),
+        command_type="Part",
+        description="Doing the part",
+        status=STARTED,
+        owner="alice",
+        correlation_id=first.new_job.correlation_id,
+        parameters_json="{}",
+        visible=True,
+        parent_job_id=flow.job_id,
+        command_id="part",
+    )
+    first.new_commands.add(command_id="part", parent_command_id=flow.flow_command_id, command_type="Part", status=2)
+    first.new_steps.add(step_id="part-x", command_id="part", step_type="EXECUTION", status=STARTED, job_id=part.job_id)
+    await write(jobstore, first)
+    [rows] = await load(jobstore, flow.flow_command_id)
+    assert [job.job_id for job in rows.child_jobs] == [part.job_id]
+    assert [step.step_id for step in rows.steps if step.job_id == part.job_id] == ["part-x"]
+    assert [step.job_id for step in rows.steps if step.step_id != "part-x"] == [""] * 4
+    shown = await jobstore.reads.GetJob(jobstore_pb2.GetJobRequest(job_id=part.job_id))
+    assert [step.step_id for step in shown.steps] == ["part-x"]
+    assert (shown.parent_job_id, shown.command_id, shown.flow_command_id) == (
+        flow.job_id,
+        "part",
+        flow.flow_command_id,
+    )
+    whole = await jobstore.reads.GetJob(jobstore_pb2.GetJobRequest(job_id=flow.job_id))
+    assert (whole.parent_job_id, whole.command_id) == ("", flow.flow_command_id)
+    assert "part-x" not in {step.step_id for step in whole.steps}
+    end = flow.last()
+    end.child_jobs.add(job_id=part.job_id, status=jobs_pb2.EXECUTION_STATUS_FINISHED, progress=100)
+    end.commands.add(command_id="part", status=jobs_pb2.COMMAND_STATUS_ENDED_SUCCESSFULLY)
+    end.steps.add(step_id="part-x", status=jobs_pb2.EXECUTION_STATUS_FINISHED, progress=100)
+    await write(jobstore, end)
+    shown = await jobstore.reads.GetJob(jobstore_pb2.GetJobRequest(job_id=part.job_id))
+    assert (shown.status, shown.progress) == (jobs_pb2.EXECUTION_STATUS_FINISHED, 100)

@@ -20,7 +20,7 @@ from coordinator import wire
 from coordinator.chronicle import Chronicle
 from coordinator.commands.base import Command, Registry
 from coordinator.engine import Engine
-from coordinator.rows import Job
+from coordinator.rows import Job, Subject
 from coordinator.world import World
 from waybill.v1 import jobs_pb2, jobstore_pb2
 
@@ -37,6 +37,7 @@ class SlowJournal:
         self.loaded: list[str] = []
         self.stored: dict[str, jobstore_pb2.FlowRows] = {}
         self.commits: list[jobstore_pb2.FlowCommit] = []
+        self.read = asyncio.Event()  # entities can be
 
     def commit(self, commit: jobstore_pb2.FlowCommit) -> asyncio.Future[jobstore_pb2.FlowCommitResult]:
         self.commits.append(commit)
@@ -44,6 +45,12 @@ class SlowJournal:
         if self.willing:
             self.answer()
         return self.taken[-1]
+
+    async def read_entities(self, refs: Sequence[jobstore_pb2.EntityRef]) -> list[jobs_pb2.Entity]:
+        await self.read.wait()
+        return [
+            jobs_pb2.Entity(entity_type=ref.entity_type, entity_id=ref.entity_id, name="web", version=1) for ref in refs
+        ]
 
     def on_entities(self, heard: Any) -> None:
         """There are none."""
@@ -216,3 +223,29 @@ async def test_a_forced_end_waits_for_the_commit_that_is_on_its_way(engine: Engi
     assert await ending
     with pytest.raises(WaybillError, match="ended by force"):
         await submitted
+
+
+@pytest.mark.rule("semantics §4: Description and subject names are resolved when the job is created")
+@pytest.mark.rule(
+    "semantics §2: Planning that takes over 50 ms: the job is committed (VALIDATION STARTED) and answered"
+)
+async def test_a_job_that_is_stored_before_its_names_could_be_read_has_them_with_the_next_commit(
+    engine: Engine, journal: SlowJournal
+) -> None:
+    engine.background.start(engine.timers.run(), "timers")
+    command: Command = engine.registry.find("StopVm").read(1, {"vm_id": "vm-1"})
+    job = Job("job-1", "StopVm", "Stopping VM vm-1", "ada", "corr-1", subjects=(Subject("VM", "vm-1"),))
+    submitted = asyncio.create_task(engine.submit(job, command))
+    await turns()
+    assert isinstance(engine.clock, ManualClock)
+    engine.clock.advance(0.06)
+    await turns()
+    journal.answer()
+    assert (await submitted).description == "Stopping VM vm-1"
+    journal.read.set()
+    await turns(50)
+    first, second, *_ = journal.commits
+    assert [subject.name for subject in first.new_job.subjects] == [""]
+    assert second.job.named.description == "Stopping VM web"
+    assert [(subject.entity_id, subject.name) for subject in second.job.named.subjects] == [("vm-1", "web")]
+    assert not [commit for commit in journal.commits[2:] if commit.job.HasField("named")]

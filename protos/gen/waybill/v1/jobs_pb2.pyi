@@ -407,7 +407,7 @@ class Subject(_message.Message):
     entity_id: _builtins.str
     """Its id, up to 256 characters."""
     name: _builtins.str
-    """Its name when the job was created; empty if it had none."""
+    """Its name when the job was created; empty if it had none, or for as long as it is not known (see Job.description)."""
     def __init__(
         self,
         *,
@@ -467,7 +467,7 @@ class Job(_message.Message):
     command_type: _builtins.str
     """Type of the root command; the reporter's own word on external jobs."""
     description: _builtins.str
-    """What it does, in words, names resolved when it was created."""
+    """What it does, in words, names resolved when it was created; where that took long, it has ids until they are known."""
     status: Global___ExecutionStatus.ValueType
     """How far it is."""
     owner: _builtins.str
