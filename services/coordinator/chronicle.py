@@ -215,7 +215,7 @@ class Chronicle:
         job = self._tree.job
         attributes: dict[str, Value] = {
             "correlation_id": job.correlation_id,
-            "job.id": job.job_id,
+            "job.id": self._tree.job_id_of(command),
             "command.id": command.command_id,
         }
         if command.step_id:

@@ -253,6 +253,17 @@ class FlowTree:
         """The job that shows a command; None if none does."""
         return self.job if command_id == self.root.command_id else self._commands.live(command_id).job
 
+    def job_id_of(self, command: Command) -> str:
+        """The job in which a command shows, or would."""
+        if self.child_jobs:
+            shown = {job.command_id: job.job_id for job in self.child_jobs.values()}
+            above: Command | None = command
+            while above is not None:
+                if above.command_id in shown:
+                    return shown[above.command_id]
+                above = self._book.commands.get(above.parent_command_id)
+        return self.job.job_id
+
     @property
     def child_jobs(self) -> Mapping[str, Job]:
         """The jobs of children that show as such, by id."""
@@ -485,6 +496,10 @@ class FlowTree:
         message = f"priority {event.priority} instead of {self.job.priority}{_by(event)}"
         self._book.change_job().priority = event.priority
         self._book.pending.priority = True
+        for child in self._book.child_jobs.values():
+            if not child.status.ended:
+                self._book.change_child_job(child)
+                child.priority = event.priority
         self._book.pending.events.append(EventNote("JOB_PRIORITY_CHANGED", Severity.NORMAL, message, user=event.user))
         self._outbox.urgent = True
         if open_tasks := self._plans.open_tasks():

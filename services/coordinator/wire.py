@@ -239,6 +239,8 @@ def _add_child_jobs(message: jobstore_pb2.FlowCommit, tree: FlowTree, mutations:
         job = tree.child_jobs[job_id]
         change = _job_change(job)
         change.job_id = job_id
+        if mutations.priority and job_id in mutations.child_jobs:
+            change.priority = job.priority
         if job_id in mutations.named:
             _name(change, job)
         message.child_jobs.append(change)

@@ -66,8 +66,12 @@ class Queries:
         return await self._one_job("job.job_id = $1", job_id, tree=tree)
 
     async def get_job_of_command(self, command_id: str, *, tree: bool) -> jobs_pb2.Job:
-        """Returns the job of a command of its flow; raises JOB_NOT_FOUND."""
-        of_command = "job.job_id = (SELECT command.job_id FROM command WHERE command.command_id = $1)"
+        """Returns the job that shows a command, or else that of its flow; raises JOB_NOT_FOUND."""
+        of_command = """job.job_id = (
+            SELECT coalesce((SELECT part.job_id FROM job AS part
+                             WHERE part.flow_command_id = command.flow_command_id AND part.parent_job_id <> ''
+                                   AND part.command_id = command.command_id), command.job_id)
+            FROM command WHERE command.command_id = $1)"""
         return await self._one_job(of_command, command_id, tree=tree)
 
     async def get_jobs(self, job_ids: Collection[str]) -> list[jobs_pb2.Job]:

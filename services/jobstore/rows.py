@@ -371,7 +371,7 @@ def _rows_of(commit: jobstore_pb2.FlowCommit, coordinator_id: str) -> Rows:
             raise invalid_field("waits_until", "is required with lock_waits")
         rows.places = [_place(lock, commit) for lock in _each_once(commit.lock_waits)]
     if commit.job.HasField("priority"):
-        rows.priorities = [(job_id, str(commit.job.priority))]
+        rows.priorities.append((job_id, str(commit.job.priority)))
     if not commit.ends_flow:  # else they would go with the same transaction
         rows.snapshots = [_snapshot(snapshot, commit.flow_command_id) for snapshot in commit.snapshots]
     return rows
@@ -383,6 +383,8 @@ def _add_child_jobs(rows: Rows, commit: jobstore_pb2.FlowCommit) -> None:
         rows.subjects += _subjects(job.subjects, job.job_id)
     for change in commit.child_jobs:
         rows.job_changes.append(_job_change(change, change.job_id))
+        if change.HasField("priority"):
+            rows.priorities.append((change.job_id, str(change.priority)))
         if change.HasField("named"):
             _add_names(rows, change.named, change.job_id)
 

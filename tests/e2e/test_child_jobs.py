@@ -47,6 +47,8 @@ async def test_the_parts_of_a_job_are_jobs_with_steps_of_their_own(centre: DataC
         assert part.end_time.ToNanoseconds() <= job.end_time.ToNanoseconds()
         assert (list(part.categories), part.description) == (["bench"], "Working on 0 × 2 parts")
     assert len({part.command_id for part in parts}) == 2
+    for part in parts:
+        assert (await centre.client.get_job_of_command(part.command_id)).job_id == part.job_id
     assert {event.event_type for event in await centre.events(parts[0])} >= {"JOB_STARTED", "STEP_ENDED", "JOB_ENDED"}
 
 

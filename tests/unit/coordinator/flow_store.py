@@ -307,6 +307,7 @@ class Store:
             stored = self.child_jobs[job.job_id]
             assert not stored.status.ended, "the child's job had ended"
             stored.status, stored.progress = job.status, max(stored.progress, job.progress)
+            stored.priority = job.priority
             _keep_given(stored, job, ("error",))
             if job.job_id in commit.named:
                 _keep(stored, job, ("description", "subjects"))

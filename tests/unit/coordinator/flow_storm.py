@@ -164,7 +164,7 @@ class Storm:
         if dice < 45:
             return Call(host_id="h2", verb="call", entity=entity, **options)
         if dice < 70 and below:
-            return Child(command_type=self.rng.choice(below), **options)
+            return Child(command_type=self.rng.choice(below), as_job=self._chance(30), **options)
         if self._chance(70):
             options |= {"arguments": {"volume_id": "v1"}, "expected_generation": 3}
         return Task(host_id="h1", verb="work", entity=entity, deadline=self.rng.choice([None, None, 15]), **options)
@@ -390,6 +390,7 @@ class Storm:
         assert set(places.values()) <= {1}, "one place began twice"
         self._judge_events()
         self._judge_ends()
+        self._judge_child_jobs()
         self._judge_result()
         self._judge_steps()
         self._judge_inlined()
@@ -427,6 +428,21 @@ class Storm:
             event.event_type == "END_METHOD_GAVE_UP" and event.message.startswith(f"{command_type} ")
             for event in self.flow.store.events
         )
+
+    def _judge_child_jobs(self) -> None:
+        """The job of a child says how the child went, and has a tree of its own."""
+        store = self.flow.store
+        for job in store.child_jobs.values():
+            self._note("a child's job")
+            command = store.commands[job.command_id]
+            went_well = command.status is CommandStatus.ENDED_SUCCESSFULLY
+            assert (job.status is Status.FINISHED) == went_well, f"{job.status}, but {command.status}"
+            assert (job.error is None) == went_well
+            tops = {
+                s.step_type: s.status for s in store.steps.values() if s.job_id == job.job_id and not s.parent_step_id
+            }
+            assert tops.keys() >= {"VALIDATION", "EXECUTION"}
+            assert not went_well or set(tops.values()) == {Status.FINISHED}
 
     def _judge_result(self) -> None:
         root = self.flow.store.commands[self.flow.tree.root.command_id]

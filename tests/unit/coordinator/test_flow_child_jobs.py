@@ -153,6 +153,12 @@ def test_it_stops_with_the_job_above_it() -> None:
     assert (flow.ended(), flow.child_job("Part").status) == (Status.ABORTED, Status.ABORTED)
 
 
+def test_it_has_the_priority_that_the_job_above_it_gets() -> None:
+    flow = a_flow_with_a_part()
+    assert flow.wish(ev.PriorityAsked(1, 7, "ada")) is None
+    assert flow.child_job("Part").priority == 7
+
+
 def test_one_whose_turn_never_comes_is_no_job() -> None:
     flow = a_running_flow(serially([MOVE, PART]), {"Part": COPY})
     flow.host_says("move", "CLEAN_SUCCESS", error=BROKEN)

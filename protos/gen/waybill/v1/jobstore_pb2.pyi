@@ -62,7 +62,7 @@ class GetJobRequest(_message.Message):
     job_id: _builtins.str
     """By its id."""
     command_id: _builtins.str
-    """By the id of any command of its flow."""
+    """By the id of a command: the job that shows it, or else that of its flow."""
     view: _jobs_pb2.JobView.ValueType
     """Default TREE."""
     def __init__(
