@@ -9,6 +9,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -60,6 +61,7 @@ def rule_named(rules: Iterable[Rule], named: str) -> Rule | None:
     return min(fitting, key=lambda rule: len(rule.text), default=None)
 
 
+@cache
 def _words(text: str) -> list[str]:
     return _WORD.findall(text.casefold())
 

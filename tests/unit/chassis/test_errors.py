@@ -9,6 +9,7 @@ from google.protobuf.struct_pb2 import Struct
 from google.rpc import error_details_pb2, status_pb2
 from hypothesis import given
 from hypothesis import strategies as st
+from tests.unit.texts import any_text
 
 from chassis import errors
 from chassis.errors import DETAILS_KEY, WaybillError, reject_control, reject_control_in
@@ -20,9 +21,9 @@ failures = st.builds(
     WaybillError,
     st.sampled_from([code for code in grpc.StatusCode if code is not grpc.StatusCode.OK]),
     st.sampled_from(["LOCKED", "CONFLICT", "OWN_REASON_OF_A_PLUGIN"]),
-    st.text(max_size=2000),
-    metadata=st.dictionaries(st.text(min_size=1, max_size=20), st.text(max_size=500), max_size=12),
-    violations=st.lists(st.tuples(st.text(max_size=200), st.text(max_size=300)), max_size=20),
+    any_text(max_size=2000),
+    metadata=st.dictionaries(any_text(min_size=1, max_size=20), any_text(max_size=500), max_size=12),
+    violations=st.lists(st.tuples(any_text(max_size=200), any_text(max_size=300)), max_size=20),
     retry_after=st.none() | st.floats(0, 3600).map(lambda seconds: round(seconds, 6)),
 )
 

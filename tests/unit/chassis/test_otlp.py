@@ -7,12 +7,13 @@ from typing import Any
 from hypothesis import given
 from hypothesis import strategies as st
 from opentelemetry.proto.collector.trace.v1 import trace_service_pb2
+from tests.unit.texts import any_text
 
 from chassis import otlp
 
 ids = st.binary(min_size=8, max_size=8).map(bytes.hex)
 trace_ids = st.binary(min_size=16, max_size=16).map(bytes.hex)
-texts = st.text(st.characters(exclude_categories=["Cs"]))
+texts = any_text()
 times = st.integers(0, 2**63)
 values = texts | st.booleans() | st.integers(-(2**63), 2**63 - 1) | st.floats(allow_nan=False)
 attributes = st.dictionaries(texts, values, max_size=4)

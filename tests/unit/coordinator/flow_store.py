@@ -8,9 +8,11 @@ not FINISHED) is an assertion here: the tree must never try.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field, replace
-from typing import Any
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field, fields
+from functools import cache
+from operator import attrgetter
+from typing import Any, TypeVar
 
 from coordinator.fences import FENCE
 from coordinator.mutations import Mutations
@@ -82,15 +84,15 @@ def written(
     return Written(
         sequence=sequence,
         epoch=epoch,
-        new_job=replace(job) if mutations.new_job else None,
-        job=replace(job) if mutations.job and not mutations.new_job else None,
-        new_steps=[replace(row) for row in mutations.new_steps.values()],
-        steps=[replace(row) for row in mutations.steps.values()],
-        new_commands=[replace(row) for row in mutations.new_commands.values()],
-        commands=[replace(row) for row in mutations.commands.values()],
+        new_job=copy_of(job) if mutations.new_job else None,
+        job=copy_of(job) if mutations.job and not mutations.new_job else None,
+        new_steps=[copy_of(row) for row in mutations.new_steps.values()],
+        steps=[copy_of(row) for row in mutations.steps.values()],
+        new_commands=[copy_of(row) for row in mutations.new_commands.values()],
+        commands=[copy_of(row) for row in mutations.commands.values()],
         sealed=set(mutations.sealed),
-        new_leaves=[replace(row) for row in mutations.new_leaves.values()],
-        leaves=[replace(row) for row in mutations.leaves.values()],
+        new_leaves=[copy_of(row) for row in mutations.new_leaves.values()],
+        leaves=[copy_of(row) for row in mutations.leaves.values()],
         notes={
             key: (list(notes.changes), dict(notes.read_versions), list(notes.locks))
             for key, notes in mutations.notes.items()
@@ -104,8 +106,8 @@ def written(
         lock_waits=mutations.lock_waits,
         waits_until=mutations.waits_until,
         ends_wait=mutations.ends_wait,
-        new_child_jobs=[replace(row) for row in mutations.new_child_jobs.values()],
-        child_jobs=[replace((child_jobs or {})[key]) for key in mutations.child_jobs],
+        new_child_jobs=[copy_of(row) for row in mutations.new_child_jobs.values()],
+        child_jobs=[copy_of((child_jobs or {})[key]) for key in mutations.child_jobs],
         named=set(mutations.named),
     )
 
@@ -141,13 +143,13 @@ class Store:
     def copy(self) -> Store:
         """The same, for another future."""
         other = Store()
-        other.job = replace(self.job) if self.job is not None else None
-        other.child_jobs = {key: replace(row) for key, row in self.child_jobs.items()}
-        other.commands = {key: replace(row) for key, row in self.commands.items()}
-        other.steps = {key: replace(row) for key, row in self.steps.items()}
-        other.leaves = {key: replace(row) for key, row in self.leaves.items()}
+        other.job = copy_of(self.job) if self.job is not None else None
+        other.child_jobs = {key: copy_of(row) for key, row in self.child_jobs.items()}
+        other.commands = {key: copy_of(row) for key, row in self.commands.items()}
+        other.steps = {key: copy_of(row) for key, row in self.steps.items()}
+        other.leaves = {key: copy_of(row) for key, row in self.leaves.items()}
         other.snapshots = list(self.snapshots)
-        other.entities = {key: replace(row) for key, row in self.entities.items()}
+        other.entities = {key: copy_of(row) for key, row in self.entities.items()}
         other.observed = dict(self.observed)
         other.locks, other.foreign_locks = dict(self.locks), dict(self.foreign_locks)
         other.jobs, other.dependencies, other.places = dict(self.jobs), dict(self.dependencies), dict(self.places)
@@ -391,6 +393,19 @@ class Store:
             if times > 1:
                 found.append(f"notes stored {times} times: {key}")
         return found
+
+
+Row = TypeVar("Row")
+
+
+def copy_of(row: Row) -> Row:
+    """A row that is equal and another one. Much faster than `dataclasses.replace`, and there are many."""
+    return type(row)(*_values(type(row))(row))
+
+
+@cache
+def _values(kind: type[Any]) -> Callable[[Any], tuple[Any, ...]]:
+    return attrgetter(*(each.name for each in fields(kind)))
 
 
 def _parents_first(commands: Iterable[Command]) -> list[Command]:

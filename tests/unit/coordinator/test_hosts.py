@@ -9,6 +9,7 @@ from google.protobuf import json_format, struct_pb2
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import Bundle, RuleBasedStateMachine, consumes, invariant, rule
+from tests.unit.texts import any_text
 
 from chassis.errors import failed_precondition, resource_exhausted
 from coordinator.refusals import is_for_now, result_of, too_late
@@ -192,9 +193,9 @@ json_values = st.recursive(
     st.none()
     | st.booleans()
     | st.integers(-(2**53), 2**53)
-    | st.text()
+    | any_text()
     | st.floats(allow_nan=False, allow_infinity=False),
-    lambda parts: st.lists(parts, max_size=3) | st.dictionaries(st.text(), parts, max_size=3),
+    lambda parts: st.lists(parts, max_size=3) | st.dictionaries(any_text(), parts, max_size=3),
     max_leaves=8,
 )
 

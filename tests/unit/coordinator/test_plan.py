@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from tests.unit.texts import any_text
 
 from coordinator.plan import (
     Change,
@@ -38,7 +39,7 @@ def through_json(plan: Plan) -> Plan:
     return plan_from_json(json.loads(json.dumps(plan_to_json(plan))))
 
 
-texts = st.text(max_size=6)
+texts = any_text(max_size=6)
 refs = st.builds(EntityRef, st.sampled_from(["VM", "DISK", "HOST"]), texts)
 seconds = st.none() | st.floats(0, 1e6)
 arguments = st.dictionaries(

@@ -9,6 +9,7 @@ from google.protobuf import json_format
 from google.protobuf.struct_pb2 import Struct
 from hypothesis import given
 from hypothesis import strategies as st
+from tests.unit.texts import any_text
 
 from hostagent import values
 
@@ -17,13 +18,13 @@ plain = st.recursive(
     | st.booleans()
     | st.integers(-(2**53), 2**53)
     | st.floats(allow_nan=False, allow_infinity=False)
-    | st.text(),
-    lambda inner: st.lists(inner, max_size=4) | st.dictionaries(st.text(), inner, max_size=4),
+    | any_text(),
+    lambda inner: st.lists(inner, max_size=4) | st.dictionaries(any_text(), inner, max_size=4),
     max_leaves=20,
 )
 
 
-@given(st.dictionaries(st.text(), plain, max_size=5))
+@given(st.dictionaries(any_text(), plain, max_size=5))
 def test_what_goes_into_a_struct_comes_out_equal(original: dict[str, Any]) -> None:
     struct = values.plain_to_struct(original)
     assert values.struct_to_plain(struct) == original
