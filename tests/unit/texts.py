@@ -3,22 +3,28 @@
 from __future__ import annotations
 
 import os
-from typing import Any
+from typing import Final
 
 from hypothesis import strategies as st
 
-_EVERY_KIND = "".join(map(chr, range(0x100))) + (
+_STRANGE: Final = (
     "\u0301\u05d0\u0638\u0e33\u200b\u200d\u2028\u202e\u20ac\u3042\ud7ff\ue000\ufb01\ufeff\ufffd\uffff"
     "\U00010000\U0001d11e\U0001f600\U0001f9d1\U000e0001\U0010ffff"
 )
-"""Controls, ASCII, Latin-1; what joins, turns round, breaks lines or is seen by nobody; every length in UTF-8.
+"""What joins, turns round, breaks lines or is seen by nobody, in two, three and four bytes of UTF-8."""
+_EVERY_KIND: Final = "".join(map(chr, range(0x100 - len(_STRANGE)))) + _STRANGE
+"""256 characters: controls, ASCII, Latin-1, strange ones."""
 
-Hypothesis' own tables of all characters take seconds to make where there are none yet.
-"""
 
+def any_text(*, min_size: int = 0, max_size: int | None = None) -> st.SearchStrategy[str]:
+    """Texts of so many characters, of 256 of every kind; of all that there are in the profile `search`.
 
-def any_text(**sizes: Any) -> st.SearchStrategy[str]:
-    """Texts (sizes as for `st.text`), of every kind of character; of all of them in the profile `search`."""
+    Hypothesis' own tables of characters take seconds to make where there are none yet.
+    """
     if os.environ.get("HYPOTHESIS_PROFILE") == "search":
-        return st.text(**sizes)
-    return st.text(st.integers(0, len(_EVERY_KIND) - 1).map(_EVERY_KIND.__getitem__), **sizes)
+        return st.text(min_size=min_size, max_size=max_size)
+    return st.binary(min_size=min_size, max_size=max_size).map(_read)
+
+
+def _read(raw: bytes) -> str:
+    return "".join(_EVERY_KIND[number] for number in raw)
