@@ -7,7 +7,7 @@ from random import Random
 
 from tests.unit.coordinator.test_flow_storm import weather
 
-SEEDS = 200
+SEEDS = 300
 
 
 def test_everything_does_happen() -> None:
