@@ -149,12 +149,12 @@ class PlanRunner:
             if fresh:
                 self._book.pending.report_entities.update(dict.fromkeys(waits.entities_of(node)))
                 self._outbox.urgent = True
-        if not fresh and self._turn.silent:
+        if not fresh and (self._turn.silent or failures.is_of_another_memory(leaf.error)):
             return
         asked = self._outbox.acts if fresh else self._turn.effects
         if leaf.deadline and leaf.kind is not LeafKind.CALL:
             asked.append(ev.SetTimer(f"leaf {leaf.task_id}", leaf.deadline))
-        if leaf.kind is LeafKind.TASK and (leaf.error is None or failures.is_stall(leaf.error)):
+        if leaf.kind is LeafKind.TASK:
             asked.append(ev.Start(leaf))
             if leaf.state == "ABORTING":
                 asked.append(ev.Stop(leaf))
@@ -297,7 +297,7 @@ class PlanRunner:
         if node.leaf.kind is LeafKind.WAIT:
             error = self._given_up.get(task_id) or failures.not_seen_in_time(node.leaf)
             self._end_leaf(node, node.leaf, "FINISHED", "CLEAN_SUCCESS", error)
-        else:
+        elif not failures.is_of_another_memory(node.leaf.error):  # else its host knows nothing of it
             self._outbox.acts.append(ev.Stop(node.leaf))
         return True
 

@@ -150,8 +150,9 @@ INSERT_EVENTS_OF_TASKS: Final = f"""
     INSERT INTO event (time, event_id, event_type, severity, message, job_id, correlation_id, entity_type, entity_id)
     SELECT $1::timestamptz, u.event_id, u.event_type, u.severity, u.message, host_task.job_id,
            host_task.correlation_id, host_task.entity_type, host_task.entity_id
-    FROM {shapes.TASK_EVENT.rows(2)} JOIN host_task ON host_task.task_id = u.task_id
-    WHERE NOT EXISTS (SELECT FROM event WHERE event.job_id = host_task.job_id AND event.event_id = u.event_id)
+    FROM {shapes.TASK_EVENT.rows(2)} JOIN host_task ON {_is("host_task", "task_id", 6)}
+    WHERE u.event_id <> ALL (ARRAY(SELECT event.event_id FROM event WHERE event.job_id <> ''
+                                                                      AND event.job_id = host_task.job_id))
 """
 
 # --- what has changed ------------------------------------------------------------------------------------------------

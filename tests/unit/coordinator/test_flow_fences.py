@@ -347,3 +347,13 @@ def test_a_fence_s_commit_that_is_refused_is_decided_again() -> None:
     flow.store.refusals = [conflict(DISK)]
     flow.host_says("fenceVolume", **says("DONE", 8))
     assert flow.ended() is Status.FINISHED
+
+
+@pytest.mark.parametrize("crashes", [False, True])
+def test_a_deadline_asks_nothing_of_a_host_that_lost_its_memory(crashes: bool) -> None:
+    flow = a_flow_of_a_replaced_host(plan=task("h1", "sync", {"volume_id": "v1"}, expected_generation=7, deadline=60))
+    if crashes:
+        flow.crash()
+    flow.advance(61)
+    assert flow.stopped == []
+    assert flow.verbs() == ["fenceVolume"]

@@ -9,7 +9,7 @@ import os
 from random import Random
 
 import pytest
-from hypothesis import HealthCheck, event, given, settings
+from hypothesis import HealthCheck, Phase, event, given, settings
 from hypothesis import strategies as st
 from tests.unit.coordinator.flow_storm import Storm
 
@@ -35,6 +35,7 @@ def weather(rng: Random) -> Storm:
     max_examples=STORMS,
     deadline=None,
     print_blob=True,
+    phases=set(Phase) - {Phase.shrink, Phase.explain},  # of choices by the thousand: it would take hours
     suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large, HealthCheck.large_base_example],
 )
 @given(st.randoms(use_true_random=False))
