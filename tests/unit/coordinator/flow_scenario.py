@@ -446,7 +446,7 @@ class Scenario:
             kind, _, name = key.partition(" ")
             if kind == "end" and not self.store.commands[name].status.ended:
                 asked.add(("end", name))
-            elif kind == "leaf" and name in self.begun and at <= self.now:
+            elif kind == "leaf" and name in begun and at <= self.now:
                 asked.add(("stop", name))  # it will be, at once
             elif (kind == "leaf" and not self._is_over(name, or_replaced=True)) or (
                 kind == "deadline" and at > self.now
