@@ -29,7 +29,9 @@ from typing import BinaryIO, Self
 import grpc
 from grpc_health.v1.health_pb2 import HealthCheckRequest, HealthCheckResponse
 
-_FIRST_DELAY, _LONGEST_DELAY = 0.1, 5.0
+_FIRST_DELAY = 0.1
+LONGEST_DELAY = 5.0
+"""Seconds between the end of a child that keeps ending and its next start."""
 _STEADY_SECONDS = 10.0  # a child that lived this long is started again at once when it ends
 _START_SECONDS = 60.0
 _FIRST_TRIES = 3  # a child that never served is given up after so many starts: its settings or data are no good
@@ -43,7 +45,8 @@ class StartFailed(Exception):  # noqa: N818 - reads as what happened
 class Process:
     """A service that listens on `address` under `pid`, and is started again when it ends.
 
-    `environment` is read at each start. `auto_restart` may be switched off to keep a killed one down until `start`.
+    `environment` is read at each start. `auto_restart` may be switched off to keep a killed one down until `start`;
+    the delay before it is started again doubles up to `longest_delay` (seconds), until it has lived for ten seconds.
     """
 
     def __init__(
@@ -56,12 +59,14 @@ class Process:
         log: Path,
         supervisor_pipe: int,
         auto_restart: bool = True,
+        longest_delay: float = LONGEST_DELAY,
         tell: Callable[[str], None] = lambda line: None,
     ) -> None:
         self.name = name
         self.module = module
         self.environment = dict(environment)
         self.auto_restart = auto_restart
+        self._longest_delay = longest_delay
         self.starts = 0
         self.log = log
         self._listen = listen
@@ -152,7 +157,7 @@ class Process:
             if not again:
                 return
             lived = asyncio.get_running_loop().time() - began
-            delay = _FIRST_DELAY if lived > _STEADY_SECONDS else min(delay * 2, _LONGEST_DELAY)
+            delay = _FIRST_DELAY if lived > _STEADY_SECONDS else min(delay * 2, self._longest_delay)
             await asyncio.sleep(delay)
             with suppress(StartFailed):  # its log says why; the next try comes after a longer delay
                 await self._spawn()

@@ -31,7 +31,7 @@ from typing import Any, Self
 
 from waybill.v1.jobs_pb2 import Entity, EntityType
 from waybill_cli.jaegerd import BINARY, CONFIGURATION, free_port
-from waybill_cli.process import Process, StartFailed
+from waybill_cli.process import LONGEST_DELAY, Process, StartFailed
 from waybill_client import FailedPrecondition, NotFound, WaybillClient
 
 LOOPBACK = "127.0.0.1"
@@ -55,7 +55,8 @@ class Stack:
     """The services as children: `jobstores`, `coordinators`, `hosts`; with `jaeger`, they send their traces there.
 
     `ports` None means any free port, or the one of the last time. `environment` goes to every child, for settings and
-    for plug-ins; a child's own may be changed before it is started again. Without `auto_restart` what ends stays down.
+    for plug-ins; a child's own may be changed before it is started again. Without `auto_restart` what ends stays down;
+    with it, it comes back after a delay that doubles up to `longest_delay` (seconds).
     """
 
     def __init__(
@@ -69,6 +70,7 @@ class Stack:
         ports: Ports | None = None,
         environment: Mapping[str, str] | None = None,
         auto_restart: bool = True,
+        longest_delay: float = LONGEST_DELAY,
         tell: Callable[[str], None] = lambda line: None,
     ) -> None:
         self.data_dir = data_dir
@@ -85,6 +87,7 @@ class Stack:
         self._ports = ports
         self._environment = dict(environment or {})
         self._auto_restart = auto_restart
+        self._longest_delay = longest_delay
         self._tell = tell
         self._held = ExitStack()
         self._pipe = -1  # the read end that children inherit; -1 before the start
@@ -217,6 +220,7 @@ class Stack:
             log=self.data_dir / "logs" / f"{name}.log",
             supervisor_pipe=self._pipe,
             auto_restart=self._auto_restart,
+            longest_delay=self._longest_delay,
             tell=self._tell,
         )
 

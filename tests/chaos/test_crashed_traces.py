@@ -68,7 +68,7 @@ async def test_whoever_is_killed_each_flow_is_one_trace_and_each_work_has_one_sp
     async with DatedSink() as sink:
         names = ("COORDINATOR_TRACES_ENDPOINT", "JOBSTORE_TRACES_ENDPOINT", "HOSTAGENT_TRACES_ENDPOINT")
         environment = {**dict.fromkeys(names, sink.address), "HOSTAGENT_SIM_WORK_MS": str(WORK_MS)}
-        async with Stack(tmp_path, hosts=2, environment=environment) as stack:
+        async with Stack(tmp_path, hosts=2, environment=environment, longest_delay=0.2) as stack:
             async with traced_client(stack, sink) as client:
                 rounds = Rounds(stack, client)
                 await rounds.furnish_first()

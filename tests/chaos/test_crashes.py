@@ -39,7 +39,7 @@ async def kill(stack: Stack, victim: str, rng: random.Random) -> None:
 async def test_killed_at_any_moment_every_job_finishes_and_nothing_is_done_twice(victim: str, tmp_path: Path) -> None:
     rng = random.Random(f"{SEED} {victim}")
     environment = {"HOSTAGENT_SIM_WORK_MS": str(WORK_MS)}
-    async with Stack(tmp_path, hosts=2, environment=environment) as stack, stack.client() as client:
+    async with Stack(tmp_path, hosts=2, environment=environment, longest_delay=0.2) as stack, stack.client() as client:
         rounds = Rounds(stack, client)
         await rounds.furnish_first()
         killed = 0

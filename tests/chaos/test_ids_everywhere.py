@@ -153,7 +153,7 @@ async def test_whatever_is_written_anywhere_leads_to_the_action_it_comes_from(tm
             "HOSTAGENT_SIM_WORK_MS": str(WORK_MS),
             "HOSTAGENT_SIM_BOOT_MS": str(BOOT_MS),
         }
-        async with Stack(tmp_path, hosts=2, environment=environment) as stack:
+        async with Stack(tmp_path, hosts=2, environment=environment, longest_delay=0.2) as stack:
             async with traced_client(stack, sink, calls) as client:
                 traffic = Traffic(stack, client)
                 found = Written()

@@ -203,7 +203,11 @@ class DataCentre:
 async def data_centre(
     folder: Path, *, hosts: int = 2, tapped: bool = True, **options: Any
 ) -> AsyncIterator[DataCentre]:
-    """Starts a stack (with the options of Stack) whose hosts, if `tapped`, have the addresses of their wiretaps."""
+    """Starts a stack (with the options of Stack) whose hosts, if `tapped`, have the addresses of their wiretaps.
+
+    What is killed in it, however often, is back at once.
+    """
+    options = {"longest_delay": 0.2, **options}
     async with AsyncExitStack() as parts:
         stack = await parts.enter_async_context(Stack(folder, hosts=hosts, **options))
         taps = {host.name: await parts.enter_async_context(Wiretap(host.address)) for host in stack.hosts if tapped}
