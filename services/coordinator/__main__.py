@@ -18,13 +18,13 @@ from chassis.settings import load
 from chassis.tracing import open_tracing
 from coordinator import wire
 from coordinator.commands.base import Registry
-from coordinator.directory import Directory
-from coordinator.engine import Engine, going_down
-from coordinator.hosts import Hosts
-from coordinator.journal import Journal
-from coordinator.monitor import Monitor
+from coordinator.engine.directory import Directory
+from coordinator.engine.engine import Engine, going_down
+from coordinator.hosts.hosts import Hosts
+from coordinator.journal.journal import Journal
+from coordinator.monitor.monitor import Monitor
 from coordinator.permissions import PermittedCoordinator, unknown_commands
-from coordinator.recovery import Lease, Recovery
+from coordinator.recovery.recovery import Lease, Recovery
 from coordinator.service import CoordinatorService
 from coordinator.settings import Settings
 from waybill.v1 import coordinator_pb2_grpc, jobstore_pb2_grpc

@@ -17,7 +17,7 @@ A plan that did not go well may be followed by another one, a further *attempt* 
 `after_failure` returns: `instead(plan)` replaces the failure, `cleanup(plan)` puts right what was left, and lets it
 stand.
 
-A plan is immutable, compares by value and survives JSON unchanged (`planjson.py`): it is stored ("sealed") in the
+A plan is immutable, compares by value and survives JSON unchanged (`flow/planjson.py`): it is stored ("sealed") in the
 commit that begins it, so what was expected can never be forgotten. A node's *path* (child indexes joined by dots, ""
 for the root) is its name; ids of what it begins are derived from (command, attempt, path), so a repeat meets itself.
 

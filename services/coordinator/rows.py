@@ -4,7 +4,7 @@ Plain data, standard library only. Names are those of the protos and of the tabl
 seconds, 0.0 before they are known.
 
 Most of a row never changes once it is stored. The few fields that do are its *image*: what a change on the wire can
-carry, and what is put back when a commit is refused (`book.py`).
+carry, and what is put back when a commit is refused (`flow/book.py`).
 """
 
 from __future__ import annotations

@@ -18,7 +18,7 @@ from chassis.errors import (
 )
 from coordinator import submissions, wire
 from coordinator.commands.base import Command, CommandType, Registry
-from coordinator.engine import Engine
+from coordinator.engine.engine import Engine
 from coordinator.externals import Externals
 from coordinator.rows import Dependency, Job
 from waybill.v1 import coordinator_pb2, coordinator_pb2_grpc, jobs_pb2, jobstore_pb2, jobstore_pb2_grpc

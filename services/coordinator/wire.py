@@ -12,9 +12,9 @@ from google.protobuf import json_format, struct_pb2, timestamp_pb2
 from google.rpc import error_details_pb2, status_pb2
 
 from chassis.errors import DOMAIN, WaybillError
-from coordinator.flow import FlowTree
-from coordinator.mutations import Mutations
-from coordinator.nodes import derived_id, namespace_of
+from coordinator.flow.mutations import Mutations
+from coordinator.flow.nodes import derived_id, namespace_of
+from coordinator.flow.tree import FlowTree
 from coordinator.plan import EntityRef, Former, Observation
 from coordinator.rows import (
     Cancel,

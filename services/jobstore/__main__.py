@@ -13,23 +13,23 @@ from chassis.principal import warn_if_open
 from chassis.server import Mount, run, serve
 from chassis.settings import load
 from chassis.tracing import open_tracing
-from jobstore.audit import Audit
 from jobstore.census import taking_census
-from jobstore.consistency import Consistency
-from jobstore.deletion import Deletion
-from jobstore.entities import Entities
-from jobstore.externaljobs import ExternalJobs, beating_pool
-from jobstore.feed import Feed
-from jobstore.flows import Flows
+from jobstore.feed.feed import Feed
 from jobstore.heartbeats import Listener
-from jobstore.journal import Journal
-from jobstore.leases import Leases, lease_pool
+from jobstore.journal.deletion import Deletion
+from jobstore.journal.entities import Entities
+from jobstore.journal.externaljobs import ExternalJobs, beating_pool
+from jobstore.journal.journal import Journal
+from jobstore.journal.leases import Leases, lease_pool
 from jobstore.metrics import DatabaseTallies, PoolTallies
-from jobstore.migrate import migrate_database
 from jobstore.permissions import PermittedReads
-from jobstore.postgres import database
-from jobstore.postmaster import DatabaseError
-from jobstore.queries import Queries
+from jobstore.postgres.migrate import migrate_database
+from jobstore.postgres.postgres import database
+from jobstore.postgres.postmaster import DatabaseError
+from jobstore.queries.audit import Audit
+from jobstore.queries.consistency import Consistency
+from jobstore.queries.flows import Flows
+from jobstore.queries.queries import Queries
 from jobstore.reads import JobStoreService
 from jobstore.service import LARGEST_MESSAGE_MIB, JournalService
 from jobstore.settings import Settings

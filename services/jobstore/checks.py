@@ -9,8 +9,8 @@ from google.protobuf.timestamp_pb2 import Timestamp
 
 from chassis.context import valid_correlation_id
 from chassis.errors import invalid_field, reject_control_in
-from jobstore.kinds import MAX_NAME_LENGTH, UUID
 from jobstore.messages import ENTITY_TYPE_NAME, EPOCH
+from jobstore.search.kinds import MAX_NAME_LENGTH, UUID
 from waybill.v1 import jobs_pb2
 
 

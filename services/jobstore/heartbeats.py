@@ -30,7 +30,7 @@ from chassis import logs
 from chassis.background import Background
 from chassis.clock import Clock
 from chassis.errors import WaybillError
-from jobstore.externaljobs import ExternalJobs
+from jobstore.journal.externaljobs import ExternalJobs
 from jobstore.snapshots import Pool, borrowed
 
 LOOK_SECONDS: Final = 600.0

@@ -7,9 +7,9 @@ from datetime import datetime
 from typing import Final
 
 from chassis.tallies import LONG_SECONDS, SHORT_SECONDS, SIZES, Counter, Gauge, Gauges, Histogram, Labels, Tallies
-from jobstore import shapes
-from jobstore.guards import Apply, Refuse, Root, Verdict
-from jobstore.parts import Commit
+from jobstore.journal import shapes
+from jobstore.journal.guards import Apply, Refuse, Root, Verdict
+from jobstore.journal.parts import Commit
 from jobstore.snapshots import Pool
 
 _ENDS: Final = frozenset({"FINISHED", "FAILED", "ABORTED", "UNKNOWN"})

@@ -1,8 +1,8 @@
 """The readers' calls under a policy: each shows its caller what he may see, and nothing that tells of the rest.
 
 What is denied looks like what is missing: the same code, reason and words. Jobs are left out of lists and watches by a
-condition (`permitted.py`); what else is listed (tasks, locks, events, violations) is looked through after it was read,
-page by page, by the jobs that it is of. What is of no job, an event about a host say, is for those who may see
+condition (`search/permitted.py`); what else is listed (tasks, locks, events, violations) is looked through after it was
+read, page by page, by the jobs that it is of. What is of no job, an event about a host say, is for those who may see
 everything. Entities are for everybody to read; whoever declares them needs to be let.
 
 Where there is no policy this is not used, and costs nothing. The Journal is for coordinators, which ask for nobody in
@@ -20,10 +20,10 @@ from chassis import context
 from chassis.errors import not_found
 from chassis.policy import CLEAR, DECLARE, SEE, Policy, Scope, denied
 from jobstore.checks import checked_id
-from jobstore.filter import Filter
-from jobstore.permitted import entity_of, thing_of, within
-from jobstore.queries import no_job
+from jobstore.queries.queries import no_job
 from jobstore.reads import JobStoreService
+from jobstore.search.filter import Filter
+from jobstore.search.permitted import entity_of, thing_of, within
 from waybill.v1 import jobs_pb2, jobstore_pb2
 
 MOST_PAGES: Final = 20

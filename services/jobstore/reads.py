@@ -9,7 +9,6 @@ import grpc
 
 from chassis import context
 from chassis.errors import invalid_argument, invalid_field
-from jobstore.audit import Audit, key_kinds
 from jobstore.checks import (
     check_text,
     checked_correlation_id,
@@ -22,14 +21,15 @@ from jobstore.checks import (
     checked_time,
     checked_view,
 )
-from jobstore.consistency import Consistency
-from jobstore.deletion import Actor
-from jobstore.entities import Entities
-from jobstore.feed import DEFAULT_BOOKMARK_SECONDS, Feed
-from jobstore.fields import FILTERED, filter_field_message
-from jobstore.filter import Filter, entity_filter, event_filter, job_filter
-from jobstore.paging import Paging
-from jobstore.queries import Queries
+from jobstore.feed.feed import DEFAULT_BOOKMARK_SECONDS, Feed
+from jobstore.journal.deletion import Actor
+from jobstore.journal.entities import Entities
+from jobstore.queries.audit import Audit, key_kinds
+from jobstore.queries.consistency import Consistency
+from jobstore.queries.paging import Paging
+from jobstore.queries.queries import Queries
+from jobstore.search.fields import FILTERED, filter_field_message
+from jobstore.search.filter import Filter, entity_filter, event_filter, job_filter
 from jobstore.sweeper import Sweeper
 from waybill.v1 import jobs_pb2, jobstore_pb2, jobstore_pb2_grpc
 

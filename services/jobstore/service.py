@@ -8,12 +8,12 @@ from typing import Any
 import grpc
 
 from chassis.errors import invalid_field, reject_control_in
-from jobstore.entities import Entities
-from jobstore.externaljobs import ExternalJobs
-from jobstore.feed import Feed
-from jobstore.flows import Flows
-from jobstore.journal import Journal
-from jobstore.leases import Leases
+from jobstore.feed.feed import Feed
+from jobstore.journal.entities import Entities
+from jobstore.journal.externaljobs import ExternalJobs
+from jobstore.journal.journal import Journal
+from jobstore.journal.leases import Leases
+from jobstore.queries.flows import Flows
 from waybill.v1 import jobstore_pb2, jobstore_pb2_grpc
 
 Rpc = grpc.aio.ServicerContext[Any, Any]

@@ -9,7 +9,7 @@ from pathlib import Path
 from pydantic import Field, field_validator
 
 from chassis.settings import ServiceSettings
-from jobstore.postgres import EMBEDDED
+from jobstore.postgres.postgres import EMBEDDED
 
 
 def _default_data_dir() -> Path:

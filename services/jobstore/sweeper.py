@@ -14,9 +14,9 @@ tasks; a job that runs for days) are found by a walk that begins at 0 again, onc
 speed and is kept in memory only.
 
 One jobstore sweeps at a time, under an advisory lock of its session: who dies lets go of it. It is not what makes
-deleting safe (`deletion.py` is); two that swept would only do the same work twice. Sweeping takes turns in the journal
-like everybody, a batch a turn, and rests in between for longer than the turn took, so that it has a quarter of the
-journal at most.
+deleting safe (`journal/deletion.py` is); two that swept would only do the same work twice. Sweeping takes turns in the
+journal like everybody, a batch a turn, and rests in between for longer than the turn took, so that it has a quarter of
+the journal at most.
 
 Then the tombstones that are old enough go; whoever resumes a watch from before is told to start over.
 
@@ -41,7 +41,7 @@ from chassis.background import Background
 from chassis.clock import Clock
 from chassis.errors import WaybillError
 from chassis.tallies import Counter, Tallies
-from jobstore.deletion import Actor, Deletion
+from jobstore.journal.deletion import Actor, Deletion
 from jobstore.messages import EPOCH
 from jobstore.settings import Retention
 from jobstore.snapshots import Connection, Pool, borrowed

@@ -15,7 +15,7 @@ from typing import Final, TypeAlias
 
 import asyncpg
 
-from jobstore.datafolder import DATABASE
+from jobstore.postgres.datafolder import DATABASE
 
 SERVER_SETTINGS: Final[Mapping[str, str]] = {
     "shared_preload_libraries": "pg_stat_statements",

@@ -21,7 +21,7 @@ import uuid_utils
 
 import w1
 from accounts import POSTGRES, Accountant
-from jobstore.migrate import migrate
+from jobstore.postgres.migrate import migrate
 
 BATCH: Final = 64
 _WARM_UP: Final = 16

@@ -16,7 +16,7 @@ import w1
 from accounts import POSTGRES, Accountant
 from chassis.clock import SystemClock
 from database import SERVER_SETTINGS, Database, looked_at
-from jobstore.postgres import EmbeddedPostgres
+from jobstore.postgres.postgres import EmbeddedPostgres
 from waybill_cli.stack import Stack
 
 FOLDER = Path(__file__).parents[2] / "build" / "bench"

@@ -32,20 +32,20 @@ import pytest
 from chassis.channels import open_channel
 from chassis.clock import SystemClock, Uuid7Ids
 from chassis.server import Mount, Server
-from jobstore.audit import Audit
-from jobstore.consistency import Consistency
-from jobstore.datafolder import DataFolder
-from jobstore.deletion import Deletion
-from jobstore.entities import Entities
-from jobstore.externaljobs import ExternalJobs, beating_pool
-from jobstore.feed import Feed
-from jobstore.flows import Flows
-from jobstore.journal import Journal
-from jobstore.leases import Leases, lease_pool
-from jobstore.migrate import migrate
-from jobstore.postgres import EmbeddedPostgres
-from jobstore.postmaster import DatabaseError
-from jobstore.queries import Queries
+from jobstore.feed.feed import Feed
+from jobstore.journal.deletion import Deletion
+from jobstore.journal.entities import Entities
+from jobstore.journal.externaljobs import ExternalJobs, beating_pool
+from jobstore.journal.journal import Journal
+from jobstore.journal.leases import Leases, lease_pool
+from jobstore.postgres.datafolder import DataFolder
+from jobstore.postgres.migrate import migrate
+from jobstore.postgres.postgres import EmbeddedPostgres
+from jobstore.postgres.postmaster import DatabaseError
+from jobstore.queries.audit import Audit
+from jobstore.queries.consistency import Consistency
+from jobstore.queries.flows import Flows
+from jobstore.queries.queries import Queries
 from jobstore.reads import JobStoreService
 from jobstore.service import LARGEST_MESSAGE_MIB, JournalService
 from jobstore.settings import Retention

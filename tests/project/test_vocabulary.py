@@ -10,7 +10,8 @@ from typing import Any
 
 import pytest
 
-from coordinator import commands, rows, steptree, wire
+from coordinator import commands, rows, wire
+from coordinator.flow import steptree
 from hostagent.settings import Settings
 from hostagent.task import TaskResult, TaskState
 from waybill.v1 import hostagent_pb2, jobs_pb2

@@ -25,7 +25,7 @@ from pydantic import StringConstraints, TypeAdapter, ValidationError
 from pydantic.dataclasses import dataclass as parameters_class
 
 from chassis.errors import invalid_argument, not_found
-from coordinator.attempts import FailedAttempt
+from coordinator.flow.attempts import FailedAttempt
 from coordinator.plan import Attempt, EntityRef, Plan, nothing
 from coordinator.rows import Cancel, LockKey, LockScope
 from coordinator.world import World

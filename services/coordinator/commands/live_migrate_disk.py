@@ -17,11 +17,11 @@
 
 from typing import Final
 
-from coordinator.attempts import FailedAttempt
 from coordinator.commands.base import DISK, HOST, VM, Command, EntityId, command, exclusive, shared
 from coordinator.commands.discard_volume import DiscardVolume
 from coordinator.commands.disks import usable_disk
 from coordinator.commands.merge_snapshot import MergeSnapshot
+from coordinator.flow.attempts import FailedAttempt
 from coordinator.plan import Attempt, Plan, call, change, child, cleanup, instead, serially, task
 from coordinator.rows import Cancel, LockKey
 from coordinator.world import Entity, Refused, World

@@ -2,8 +2,8 @@
 
 from typing import Final
 
-from coordinator.attempts import FailedAttempt
 from coordinator.commands.base import HOST, VM, Command, EntityId, command, exclusive
+from coordinator.flow.attempts import FailedAttempt
 from coordinator.plan import Attempt, Plan, call, cleanup, instead, serially, state, wait_for
 from coordinator.rows import Cancel, LockKey
 from coordinator.world import Entity, Refused, World

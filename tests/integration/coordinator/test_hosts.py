@@ -20,10 +20,10 @@ from tests.integration.coordinator.far_end import (
 from chassis.clock import ManualClock
 from chassis.errors import WaybillError, failed_precondition, invalid_argument, not_found, resource_exhausted
 from chassis.server import Server
-from coordinator.hostlink import UNKNOWN_HOST_SECONDS
-from coordinator.hosts import Hosts, TaskReport
-from coordinator.starts import FEWEST_TASKS
-from coordinator.tasksource import ROUNDS_BEFORE_REST
+from coordinator.hosts.hostlink import UNKNOWN_HOST_SECONDS
+from coordinator.hosts.hosts import Hosts, TaskReport
+from coordinator.hosts.starts import FEWEST_TASKS
+from coordinator.hosts.tasksource import ROUNDS_BEFORE_REST
 from waybill.v1 import hostagent_pb2, jobs_pb2
 
 POLL_SECONDS = 10.0

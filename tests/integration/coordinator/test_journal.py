@@ -12,7 +12,7 @@ from tests.integration.coordinator.far_end import SILENCE, ScriptedJobStore, pas
 
 from chassis.clock import ManualClock
 from chassis.errors import WaybillError, failed_precondition, internal, invalid_argument, out_of_range
-from coordinator.journal import DEFECT_ATTEMPTS, PATIENCE, Journal
+from coordinator.journal.journal import DEFECT_ATTEMPTS, PATIENCE, Journal
 from waybill.v1 import jobs_pb2, jobstore_pb2, jobstore_pb2_grpc
 
 

@@ -11,10 +11,10 @@ from tests.integration.coordinator.far_end import SILENCE, ScriptedHost, Scripte
 
 from chassis.clock import ManualClock
 from chassis.server import Server
-from coordinator.hosts import Hosts
-from coordinator.hostwatch import UNREACHABLE_SECONDS
-from coordinator.journal import Journal
-from coordinator.monitor import Monitor
+from coordinator.hosts.hosts import Hosts
+from coordinator.journal.journal import Journal
+from coordinator.monitor.hostwatch import UNREACHABLE_SECONDS
+from coordinator.monitor.monitor import Monitor
 from waybill.v1 import hostagent_pb2, jobs_pb2, jobstore_pb2, jobstore_pb2_grpc
 
 HOST, VM = jobs_pb2.ENTITY_TYPE_HOST, jobs_pb2.ENTITY_TYPE_VM

@@ -15,10 +15,10 @@ from tests.integration.coordinator.far_end import ScriptedHost, until
 from chassis.channels import open_channel
 from chassis.clock import SystemClock, Uuid7Ids
 from chassis.errors import WaybillError
-from coordinator.hosts import Hosts
-from coordinator.journal import Journal
-from coordinator.monitor import Monitor
-from coordinator.recovery import Lease, Recovery
+from coordinator.hosts.hosts import Hosts
+from coordinator.journal.journal import Journal
+from coordinator.monitor.monitor import Monitor
+from coordinator.recovery.recovery import Lease, Recovery
 from jobstore.service import LARGEST_MESSAGE_MIB
 from waybill.v1 import hostagent_pb2, jobs_pb2, jobstore_pb2, jobstore_pb2_grpc
 

@@ -11,8 +11,8 @@ from tests.integration.coordinator.far_end import SILENCE, ScriptedJobStore, pas
 
 from chassis.clock import ManualClock
 from chassis.errors import failed_precondition
-from coordinator.journal import Journal
-from coordinator.recovery import Lease, Recovery
+from coordinator.journal.journal import Journal
+from coordinator.recovery.recovery import Lease, Recovery
 from waybill.v1 import jobstore_pb2, jobstore_pb2_grpc
 
 LEASE_SECONDS = 3.0

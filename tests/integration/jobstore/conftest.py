@@ -10,10 +10,10 @@ import pytest
 from tests.integration.jobstore.scribe import Scribe
 
 from chassis.clock import SystemClock
-from jobstore.audit import Audit
-from jobstore.consistency import Consistency
-from jobstore.feed import Feed
-from jobstore.queries import Queries
+from jobstore.feed.feed import Feed
+from jobstore.queries.audit import Audit
+from jobstore.queries.consistency import Consistency
+from jobstore.queries.queries import Queries
 from jobstore.snapshots import Pool, reading_pool
 
 

@@ -7,9 +7,9 @@ import hashlib
 import operator
 from collections.abc import AsyncIterator, Callable, Iterable
 
-from jobstore.filter import job_filter
-from jobstore.paging import Paging
-from jobstore.queries import Queries
+from jobstore.queries.paging import Paging
+from jobstore.queries.queries import Queries
+from jobstore.search.filter import job_filter
 from waybill.v1.jobs_pb2 import Job, Step
 from waybill.v1.jobstore_pb2 import Bookmark, ListJobsRequest, WatchJobsResponse
 

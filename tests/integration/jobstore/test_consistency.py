@@ -8,7 +8,7 @@ from collections.abc import Awaitable, Callable
 import pytest
 from tests.integration.jobstore.scribe import Scribe
 
-from jobstore.consistency import Consistency
+from jobstore.queries.consistency import Consistency
 
 TASK = {"kind": "task", "host_id": "host-1", "verb": "deleteImage"}
 
@@ -174,6 +174,6 @@ async def test_best_effort_work_may_have_failed(scribe: Scribe, consistency: Con
 async def test_many_finished_jobs_are_gone_through_page_by_page(
     scribe: Scribe, consistency: Consistency, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("jobstore.consistency._PAGE", 2)
+    monkeypatch.setattr("jobstore.queries.consistency._PAGE", 2)
     job_ids = [await a_finished_job(scribe, result=None) for _ in range(5)]
     assert await violations(consistency) == {("FINISHED_WITH_UNFINISHED_WORK", job_id) for job_id in job_ids}

@@ -6,9 +6,9 @@ import pytest
 from tests.integration.jobstore.scribe import Scribe
 
 from chassis.errors import not_found
-from jobstore.audit import Audit, key_kinds
-from jobstore.filter import event_filter
-from jobstore.paging import Page, Paging
+from jobstore.queries.audit import Audit, key_kinds
+from jobstore.queries.paging import Page, Paging
+from jobstore.search.filter import event_filter
 from waybill.v1 import jobs_pb2
 from waybill.v1.jobstore_pb2 import ListEventsRequest
 

@@ -16,9 +16,9 @@ from chassis.context import CallContext
 from chassis.errors import WaybillError
 from chassis.spans import Context
 from coordinator.externals import Externals
-from jobstore.externaljobs import ExternalJobs, beating_pool
 from jobstore.heartbeats import Listener
-from jobstore.journal import Journal
+from jobstore.journal.externaljobs import ExternalJobs, beating_pool
+from jobstore.journal.journal import Journal
 from jobstore.snapshots import reading_pool
 from waybill.v1 import coordinator_pb2 as asked
 from waybill.v1 import jobs_pb2, jobstore_pb2

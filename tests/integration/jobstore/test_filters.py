@@ -13,13 +13,13 @@ from hypothesis import strategies as st
 from tests.integration.jobstore.scribe import OPEN, Scribe
 
 from chassis.errors import failed_precondition
-from jobstore.changes import read_batch
-from jobstore.fields import JOBS, error_reason
-from jobstore.filter import Verdict, job_filter
-from jobstore.kinds import Bindings
+from jobstore.feed.changes import read_batch
+from jobstore.feed.window import JobChanged, Position, Scope
 from jobstore.messages import EXECUTION_STATUS
+from jobstore.search.fields import JOBS, error_reason
+from jobstore.search.filter import Verdict, job_filter
+from jobstore.search.kinds import Bindings
 from jobstore.snapshots import Pool, snapshot
-from jobstore.window import JobChanged, Position, Scope
 
 JOB_COUNT = 80
 DAY = datetime(2026, 11, 22, tzinfo=UTC)

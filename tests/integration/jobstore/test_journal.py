@@ -27,7 +27,7 @@ from tests.integration.jobstore.flow import (
 
 from chassis.clock import SystemClock
 from chassis.errors import WaybillError
-from jobstore.journal import Journal
+from jobstore.journal.journal import Journal
 from waybill.v1 import jobs_pb2, jobstore_pb2
 
 Connection = asyncpg.Connection

@@ -9,7 +9,7 @@ import pytest
 from tests.integration.jobstore.scribe import Scribe
 
 from chassis.errors import WaybillError
-from jobstore.feed import Feed
+from jobstore.feed.feed import Feed
 from waybill.v1.jobs_pb2 import Entity
 from waybill.v1.jobstore_pb2 import JournalWatchResponse
 

@@ -23,8 +23,8 @@ from chassis.errors import WaybillError
 from chassis.server import CANNOT_LISTEN
 from chassis.tallies import Counter
 from jobstore.census import UNFINISHED, Census
-from jobstore.journal import Journal
-from jobstore.postgres import EmbeddedPostgres
+from jobstore.journal.journal import Journal
+from jobstore.postgres.postgres import EmbeddedPostgres
 from jobstore.snapshots import Pool
 from waybill.v1 import jobstore_pb2, jobstore_pb2_grpc
 

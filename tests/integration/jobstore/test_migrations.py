@@ -7,8 +7,8 @@ import asyncio
 import asyncpg
 import pytest
 
-from jobstore.migrate import Migration, migrate, migrations
-from jobstore.postmaster import DatabaseError
+from jobstore.postgres.migrate import Migration, migrate, migrations
+from jobstore.postgres.postmaster import DatabaseError
 
 FIRST = Migration(1, "0001_first.sql", "CREATE TABLE first (id integer)")
 SECOND = Migration(2, "0002_second.sql", "CREATE TABLE second (id integer)")

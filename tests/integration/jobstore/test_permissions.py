@@ -11,12 +11,12 @@ from tests.integration.conftest import RunningJobstore
 from tests.integration.jobstore.scribe import Scribe
 
 from chassis.policy import Grant, Scope
-from jobstore.feed import Feed
-from jobstore.filter import Filter, Verdict, job_filter
-from jobstore.paging import Paging
-from jobstore.permitted import thing_of, within
-from jobstore.queries import Queries
-from jobstore.window import JobChanged
+from jobstore.feed.feed import Feed
+from jobstore.feed.window import JobChanged
+from jobstore.queries.paging import Paging
+from jobstore.queries.queries import Queries
+from jobstore.search.filter import Filter, Verdict, job_filter
+from jobstore.search.permitted import thing_of, within
 from waybill.v1 import jobs_pb2, jobstore_pb2
 
 ALL = frozenset({"see"})

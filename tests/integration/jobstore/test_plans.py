@@ -9,8 +9,8 @@ from typing import Any
 
 import asyncpg
 
-from jobstore import deletion, externaljobs, externalturn, leases, statements
-from jobstore.writer import SESSION
+from jobstore.journal import deletion, externaljobs, externalturn, leases, statements
+from jobstore.journal.writer import SESSION
 
 SQL = {
     name: text

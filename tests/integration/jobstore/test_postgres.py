@@ -21,9 +21,9 @@ import pytest
 from tests.integration.jobstore.processes import PATHS, a_jobstore, await_listening, end
 
 from chassis.clock import SystemClock
-from jobstore.datafolder import DataFolder, socket_folder
-from jobstore.postgres import EmbeddedPostgres, check_server, database
-from jobstore.postmaster import DatabaseError, Postmaster
+from jobstore.postgres.datafolder import DataFolder, socket_folder
+from jobstore.postgres.postgres import EmbeddedPostgres, check_server, database
+from jobstore.postgres.postmaster import DatabaseError, Postmaster
 
 
 @asynccontextmanager
@@ -238,7 +238,7 @@ async def test_root_without_user_namespaces_runs_it_as_another_user(
     open_folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     user = pwd.getpwnam("nobody")
-    monkeypatch.setattr("jobstore.datafolder._identities", lambda: [f"user:{user.pw_uid}:{user.pw_gid}"])
+    monkeypatch.setattr("jobstore.postgres.datafolder._identities", lambda: [f"user:{user.pw_uid}:{user.pw_gid}"])
     async with postgres(open_folder / "data") as running:
         assert psutil.Process(running.pid).uids().real == user.pw_uid
         await check_server(running.url)

@@ -11,9 +11,9 @@ import pytest
 from tests.integration.jobstore.scribe import Scribe
 
 from chassis.errors import WaybillError, not_found
-from jobstore.filter import entity_filter, job_filter
-from jobstore.paging import LARGEST_ANSWER, Page, Paging
-from jobstore.queries import Queries
+from jobstore.queries.paging import LARGEST_ANSWER, Page, Paging
+from jobstore.queries.queries import Queries
+from jobstore.search.filter import entity_filter, job_filter
 from waybill.v1 import jobs_pb2
 from waybill.v1.jobstore_pb2 import (
     ListCommandsRequest,

@@ -17,15 +17,15 @@ from tests.integration.jobstore.scribe import Scribe
 from chassis.clock import SystemClock, Uuid7Ids
 from chassis.errors import WaybillError
 from chassis.server import Mount, Server
-from jobstore.audit import Audit
-from jobstore.consistency import Consistency
-from jobstore.deletion import Deletion
-from jobstore.entities import Entities
-from jobstore.feed import Feed
-from jobstore.filter import job_filter
-from jobstore.journal import Journal
-from jobstore.queries import Queries
+from jobstore.feed.feed import Feed
+from jobstore.journal.deletion import Deletion
+from jobstore.journal.entities import Entities
+from jobstore.journal.journal import Journal
+from jobstore.queries.audit import Audit
+from jobstore.queries.consistency import Consistency
+from jobstore.queries.queries import Queries
 from jobstore.reads import JobStoreService
+from jobstore.search.filter import job_filter
 from jobstore.settings import Retention
 from jobstore.snapshots import Pool, borrowed, reading_pool
 from jobstore.sweeper import Sweeper

@@ -20,15 +20,15 @@ from tests.integration.jobstore.scribe import Scribe
 
 from chassis.clock import ManualClock, SystemClock, Uuid7Ids
 from chassis.errors import WaybillError
-from jobstore import deletion as deleting
 from jobstore import sweeper as sweeping
-from jobstore.consistency import Consistency
-from jobstore.deletion import Actor, Deletion
-from jobstore.feed import Feed
-from jobstore.filter import job_filter
-from jobstore.journal import Journal
-from jobstore.parts import Turn
-from jobstore.queries import Queries
+from jobstore.feed.feed import Feed
+from jobstore.journal import deletion as deleting
+from jobstore.journal.deletion import Actor, Deletion
+from jobstore.journal.journal import Journal
+from jobstore.journal.parts import Turn
+from jobstore.queries.consistency import Consistency
+from jobstore.queries.queries import Queries
+from jobstore.search.filter import job_filter
 from jobstore.settings import Retention
 from jobstore.snapshots import Pool
 from jobstore.sweeper import Sweeper

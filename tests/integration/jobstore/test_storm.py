@@ -14,11 +14,11 @@ from tests.integration.jobstore.replay import Replay, assert_same, table
 
 from chassis.clock import SystemClock
 from chassis.errors import WaybillError
-from jobstore.consistency import Consistency
-from jobstore.feed import Feed
-from jobstore.filter import job_filter
-from jobstore.journal import Journal
-from jobstore.queries import Queries
+from jobstore.feed.feed import Feed
+from jobstore.journal.journal import Journal
+from jobstore.queries.consistency import Consistency
+from jobstore.queries.queries import Queries
+from jobstore.search.filter import job_filter
 from jobstore.snapshots import Pool, reading_pool
 
 JOBS = 1_000

@@ -16,11 +16,11 @@ from tests.integration.jobstore.scribe import Scribe
 
 from chassis.clock import Clock, ManualClock, SystemClock
 from chassis.errors import WaybillError
-from jobstore import changes
-from jobstore.changes import read_digest
-from jobstore.feed import Feed
-from jobstore.filter import Filter, job_filter
-from jobstore.queries import Queries
+from jobstore.feed import changes
+from jobstore.feed.changes import read_digest
+from jobstore.feed.feed import Feed
+from jobstore.queries.queries import Queries
+from jobstore.search.filter import Filter, job_filter
 from jobstore.snapshots import Connection, Pool
 from waybill.v1 import jobs_pb2
 
@@ -107,8 +107,8 @@ async def test_a_resume_from_the_head_begins_with_a_bookmark(scribe: Scribe, fee
 async def test_what_changes_while_the_snapshot_is_paged_is_not_missed(
     scribe: Scribe, feed: Feed, queries: Queries, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("jobstore.selections._SNAPSHOT_PAGE_OF_TREES", 2)
-    monkeypatch.setattr("jobstore.feed._TABLE_PAGE", 2)
+    monkeypatch.setattr("jobstore.feed.selections._SNAPSHOT_PAGE_OF_TREES", 2)
+    monkeypatch.setattr("jobstore.feed.feed._TABLE_PAGE", 2)
     async with scribe.revision():
         there = sorted([await scribe.add_job() for _ in range(7)])
         steps = {job_id: await scribe.add_step(job_id) for job_id in there}
@@ -191,7 +191,7 @@ async def test_a_resumed_tree_is_completed_by_the_steps_that_changed(
 async def test_a_step_is_not_missed_when_its_job_moves_on_before_its_page_comes(
     scribe: Scribe, feed: Feed, queries: Queries, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("jobstore.feed._TABLE_PAGE", 1)
+    monkeypatch.setattr("jobstore.feed.feed._TABLE_PAGE", 1)
     async with scribe.revision() as first:
         other, moving = [await scribe.add_job() for _ in range(2)]
         steps = [await scribe.add_step(moving, description=name) for name in "ab"]
@@ -446,7 +446,7 @@ async def test_a_slow_reader_gets_later_states_folded_and_holds_up_nobody(
 async def test_more_at_once_than_is_read_at_once_comes_from_the_table(
     scribe: Scribe, pool: Pool, queries: Queries, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("jobstore.feed._TABLE_PAGE", 10)
+    monkeypatch.setattr("jobstore.feed.feed._TABLE_PAGE", 10)
     replay = Replay()
     async with a_feed(pool, largest_round=15) as feed, watching(feed) as stream:
         await replay.to_bookmark(stream)
@@ -543,7 +543,7 @@ async def test_a_digest_is_of_what_was_sent_whatever_is_committed_meanwhile(
             await scribe.add_job()
         return await read_digest(connection, filter)
 
-    monkeypatch.setattr("jobstore.selections.read_digest", slow_digest)
+    monkeypatch.setattr("jobstore.feed.selections.read_digest", slow_digest)
     async with watching(feed, digest=True) as stream:
         bookmark = await Replay().to_bookmark(stream)  # which compares it with the copy
     assert (bookmark.revision, bookmark.matching_jobs) == (first, 1)

@@ -23,9 +23,9 @@ from tests.integration.jobstore.processes import a_jobstore, await_listening, en
 from chassis.channels import open_channel
 from chassis.clock import SystemClock
 from chassis.errors import WaybillError
-from jobstore.journal import Journal
-from jobstore.migrate import migrate
-from jobstore.postgres import EmbeddedPostgres
+from jobstore.journal.journal import Journal
+from jobstore.postgres.migrate import migrate
+from jobstore.postgres.postgres import EmbeddedPostgres
 from waybill.v1 import jobstore_pb2, jobstore_pb2_grpc
 
 Connection = asyncpg.Connection
@@ -194,7 +194,7 @@ async def test_a_journal_whose_connection_is_cut_goes_on(
 
 
 async def test_while_the_database_is_away_callers_are_told_so(data_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("jobstore.journal.PATIENCE", 0.1)
+    monkeypatch.setattr("jobstore.journal.journal.PATIENCE", 0.1)
     async with own_postgres(data_dir) as postgres:
         url = postgres.url
     async with Journal(url, SystemClock()) as journal:
@@ -218,7 +218,7 @@ async def test_what_waits_when_the_journal_closes_is_still_written(
 async def test_a_postgres_that_does_not_answer_is_not_waited_for(
     database_url: str, connection: Connection, lease: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("jobstore.writer.ANSWER_SECONDS", 0.5)
+    monkeypatch.setattr("jobstore.journal.writer.ANSWER_SECONDS", 0.5)
     async with Journal(database_url, SystemClock()) as journal:
         flow = a_flow()
         await journal.commit(request(flow.first()))

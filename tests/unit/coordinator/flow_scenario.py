@@ -22,12 +22,12 @@ from uuid import UUID, uuid5
 
 from tests.unit.coordinator.flow_store import Entity, Store, Written, written
 
-from coordinator import events as ev
-from coordinator.attempts import FailedAttempt
-from coordinator.failures import is_of_another_memory
-from coordinator.flow import END_ATTEMPTS, FlowTree
+from coordinator.flow import events as ev
+from coordinator.flow.attempts import FailedAttempt
+from coordinator.flow.failures import is_of_another_memory
+from coordinator.flow.reuse import Reuse
+from coordinator.flow.tree import END_ATTEMPTS, FlowTree
 from coordinator.plan import Attempt, Child, Cleanup, EntityRef, Observation, Plan, nothing
-from coordinator.reuse import Reuse
 from coordinator.rows import (
     Cancel,
     Command,

@@ -14,8 +14,8 @@ from functools import cache
 from operator import attrgetter
 from typing import Any, TypeVar
 
-from coordinator.fences import FENCE
-from coordinator.mutations import Mutations
+from coordinator.flow.fences import FENCE
+from coordinator.flow.mutations import Mutations
 from coordinator.plan import EntityRef, Former, Observation
 from coordinator.rows import (
     Command,

@@ -30,8 +30,9 @@ from tests.unit.coordinator.flow_scenario import (
 )
 from tests.unit.coordinator.flow_store import Entity
 
-from coordinator import events as ev
-from coordinator.fences import FENCE, RAISE
+from coordinator.flow import events as ev
+from coordinator.flow.fences import FENCE, RAISE
+from coordinator.flow.planjson import attempt_from_json
 from coordinator.plan import (
     Attempt,
     Call,
@@ -51,7 +52,6 @@ from coordinator.plan import (
     WaitFor,
     state,
 )
-from coordinator.planjson import attempt_from_json
 from coordinator.rows import Cancel, Command, CommandStatus, DependencyPolicy, Failure, Leaf, LeafKind, Status
 
 TYPES = ("Root", "One", "Two", "Three")

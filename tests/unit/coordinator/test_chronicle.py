@@ -8,9 +8,9 @@ from collections.abc import Callable
 from chassis.clock import ManualClock
 from chassis.spans import FinishedSpan
 from chassis.tracing import Tracing
-from coordinator import events as ev
-from coordinator.chronicle import Chronicle, Deliveries
-from coordinator.flow import FlowTree
+from coordinator.engine.chronicle import Chronicle, Deliveries
+from coordinator.flow import events as ev
+from coordinator.flow.tree import FlowTree
 from coordinator.metrics import FlowTallies
 from coordinator.plan import nothing
 from coordinator.rows import Cancel, Command, Failure, Job

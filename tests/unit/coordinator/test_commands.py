@@ -9,7 +9,6 @@ from typing import Any
 import pytest
 
 from chassis.errors import WaybillError
-from coordinator.attempts import FailedAttempt
 from coordinator.commands.add_disk import AddDisk
 from coordinator.commands.base import Command, CommandType, EntityId, Registry, command, exclusive
 from coordinator.commands.remove_all_vm_images import RemoveAllVmImages
@@ -17,6 +16,7 @@ from coordinator.commands.remove_image import RemoveImage
 from coordinator.commands.remove_vm import RemoveVm
 from coordinator.commands.run_vm import RunVm
 from coordinator.commands.stop_vm import StopVm
+from coordinator.flow.attempts import FailedAttempt
 from coordinator.plan import (
     Call,
     Child,

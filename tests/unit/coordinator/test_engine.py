@@ -17,9 +17,9 @@ from chassis.background import Background
 from chassis.clock import ManualClock, SequentialIds
 from chassis.errors import WaybillError, unavailable
 from coordinator import wire
-from coordinator.chronicle import Chronicle
 from coordinator.commands.base import Command, Registry
-from coordinator.engine import Engine
+from coordinator.engine.chronicle import Chronicle
+from coordinator.engine.engine import Engine
 from coordinator.rows import Job, Subject
 from coordinator.world import World
 from waybill.v1 import jobs_pb2, jobstore_pb2

@@ -21,8 +21,8 @@ from tests.unit.coordinator.flow_scenario import (
     a_running_flow,
 )
 
-from coordinator import events as ev
-from coordinator.flow import MAX_COMMANDS, MAX_DEPTH
+from coordinator.flow import events as ev
+from coordinator.flow.tree import MAX_COMMANDS, MAX_DEPTH
 from coordinator.plan import call, concurrently, nothing, serially, task
 from coordinator.rows import CommandStatus, LeafKind, Status
 
@@ -441,7 +441,7 @@ def test_commands_nest_at_most_so_deep() -> None:
 
 def test_a_flow_has_at_most_so_many_commands(monkeypatch: pytest.MonkeyPatch) -> None:
     assert MAX_COMMANDS == 10_000
-    monkeypatch.setattr("coordinator.commandrunner.MAX_COMMANDS", 50)
+    monkeypatch.setattr("coordinator.flow.commandrunner.MAX_COMMANDS", 50)
     flow = a_running_flow(concurrently(a_child("One") for _ in range(50)), {"One": nothing()})
     assert flow.ended() is Status.FAILED
     assert len(flow.store.commands) == 50

@@ -15,7 +15,7 @@ from tests.unit.coordinator.flow_scenario import (
     a_running_flow,
 )
 
-from coordinator.attempts import MOST_ATTEMPTS
+from coordinator.flow.attempts import MOST_ATTEMPTS
 from coordinator.plan import Cleanup, Instead, Plan, cleanup, concurrently, instead, serially, task
 from coordinator.rows import Cancel, CommandStatus, Status
 

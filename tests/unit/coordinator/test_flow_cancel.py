@@ -16,7 +16,7 @@ from tests.unit.coordinator.flow_scenario import (
     a_running_flow,
 )
 
-from coordinator import events as ev
+from coordinator.flow import events as ev
 from coordinator.plan import Plan, call, change, concurrently, nothing, serially, state, task, wait_for
 from coordinator.rows import Cancel, CommandStatus, Status
 from coordinator.world import Entity

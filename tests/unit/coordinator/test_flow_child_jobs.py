@@ -18,9 +18,9 @@ from tests.unit.coordinator.flow_scenario import (
     a_running_flow,
 )
 
-from coordinator import events as ev
+from coordinator.flow import events as ev
+from coordinator.flow.reuse import Reuse
 from coordinator.plan import EntityRef, Plan, concurrently, serially, task
-from coordinator.reuse import Reuse
 from coordinator.rows import Status
 
 COPY = task("h1", "copy", step="COPY_IMAGE")

@@ -18,7 +18,7 @@ from tests.unit.coordinator.flow_scenario import (
     a_running_flow,
 )
 
-from coordinator.flow import END_ATTEMPTS
+from coordinator.flow.tree import END_ATTEMPTS
 from coordinator.plan import Change, Former, Plan, call, concurrently, serially, task
 from coordinator.rows import CommandStatus, Status
 

@@ -8,7 +8,7 @@ import pytest
 from tests.unit.coordinator.flow_scenario import DISK, HOST_STOPPED, Scenario, a_running_flow
 from tests.unit.coordinator.flow_store import conflict
 
-from coordinator import events as ev
+from coordinator.flow import events as ev
 from coordinator.plan import Plan, serially, task
 from coordinator.rows import Failure, Leaf, LeafKind, Severity, Status
 

@@ -18,8 +18,8 @@ from tests.unit.coordinator.flow_scenario import (
 )
 from tests.unit.coordinator.flow_store import conflict
 
-from coordinator import events as ev
-from coordinator.flow import CONFLICTS
+from coordinator.flow import events as ev
+from coordinator.flow.tree import CONFLICTS
 from coordinator.plan import Change, Former, concurrently, nothing, serially, state, task, wait_for
 from coordinator.rows import CommandStatus, Failure, Status
 

@@ -18,9 +18,9 @@ from tests.unit.coordinator.flow_scenario import (
     a_running_flow,
 )
 
+from coordinator.engine.rehearsal import undoings
+from coordinator.flow.reuse import Reuse
 from coordinator.plan import Change, EntityRef, Former, Plan, call, concurrently, nothing, serially, task
-from coordinator.rehearsal import undoings
-from coordinator.reuse import Reuse
 from coordinator.rows import Status
 
 COPY, MOVE, MERGE = (task("h1", verb, {"size": 1}, step=f"{verb.upper()}_IMAGE") for verb in ("copy", "move", "merge"))

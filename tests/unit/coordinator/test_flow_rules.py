@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 from tests.unit.coordinator.flow_scenario import DISK, VM, Script, a_child, a_flow, a_running_flow
 
-from coordinator import events as ev
+from coordinator.flow import events as ev
 from coordinator.plan import Former, concurrently, serially, task
 from coordinator.rows import CommandStatus, LockKey, Snapshot, Status
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 from tests.unit.coordinator.flow_scenario import HOST_STOPPED, VM, Scenario, a_running_flow
 
-from coordinator import events as ev
+from coordinator.flow import events as ev
 from coordinator.plan import call, concurrently, serially, state, task, wait_for
 from coordinator.rows import Status
 

@@ -16,7 +16,7 @@ from tests.unit.coordinator.flow_scenario import (
     a_running_flow,
 )
 
-from coordinator import events as ev
+from coordinator.flow import events as ev
 from coordinator.plan import serially, task
 from coordinator.rows import Cancel, Dependency, DependencyPolicy, Failure, Status
 

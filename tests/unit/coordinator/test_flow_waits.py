@@ -5,11 +5,11 @@ from __future__ import annotations
 import pytest
 from tests.unit.coordinator.flow_scenario import VM, Scenario, Script, a_child, a_flow, a_running_flow
 
-from coordinator import events as ev
+from coordinator.flow import events as ev
+from coordinator.flow.planjson import plan_from_json, plan_to_json
+from coordinator.flow.waits import GRACE_SECONDS
 from coordinator.plan import EntityRef, Observation, call, concurrently, serially, state, task, wait_for
-from coordinator.planjson import plan_from_json, plan_to_json
 from coordinator.rows import LeafKind, Status
-from coordinator.waits import GRACE_SECONDS
 
 UP = wait_for(VM, until=state("UP"), fails_if=state("DOWN", "ERROR"), step="SEEN_UP", deadline=30)
 RUN = serially([call("h1", "createVm", entity=VM), UP], step="START_VM")

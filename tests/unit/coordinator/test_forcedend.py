@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from chassis.errors import WaybillError
-from coordinator.forcedend import forced_end, tasks_by_host
+from coordinator.engine.forcedend import forced_end, tasks_by_host
 from waybill.v1 import jobs_pb2, jobstore_pb2
 
 ENDED = {"end_time": {"seconds": 1}}

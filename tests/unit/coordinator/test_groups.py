@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from chassis.errors import WaybillError, aborted, already_exists, failed_precondition, unavailable
-from coordinator.groups import Group
+from coordinator.engine.groups import Group
 from waybill.v1 import jobs_pb2, jobstore_pb2
 
 Result = jobstore_pb2.FlowCommitResult

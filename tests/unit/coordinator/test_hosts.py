@@ -12,8 +12,8 @@ from hypothesis.stateful import Bundle, RuleBasedStateMachine, consumes, invaria
 from tests.unit.texts import any_text
 
 from chassis.errors import failed_precondition, resource_exhausted
-from coordinator.refusals import is_for_now, result_of, too_late
-from coordinator.taskbook import TaskBook, TaskReport, plain
+from coordinator.hosts.refusals import is_for_now, result_of, too_late
+from coordinator.hosts.taskbook import TaskBook, TaskReport, plain
 from waybill.v1 import hostagent_pb2, jobs_pb2
 
 INIT, RUNNING, FINISHED, UNKNOWN = (

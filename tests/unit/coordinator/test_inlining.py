@@ -6,12 +6,12 @@ import pytest
 from tests.unit.coordinator.flow_scenario import BROKEN, DISK, Scenario, a_running_flow
 from tests.unit.coordinator.test_commands import a_world, an_entity
 
-from coordinator import events as ev
 from coordinator.commands.base import Command, Registry, command
 from coordinator.commands.remove_disk import RemoveDisk
-from coordinator.inlining import DEEPEST, inlined
+from coordinator.engine.inlining import DEEPEST, inlined
+from coordinator.flow import events as ev
+from coordinator.flow.planjson import plan_from_json, plan_to_json
 from coordinator.plan import Child, Inlined, Plan, Serially, child, concurrently, serially, task
-from coordinator.planjson import plan_from_json, plan_to_json
 from coordinator.rows import Status
 from coordinator.world import Refused, World
 

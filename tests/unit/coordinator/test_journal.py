@@ -12,9 +12,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from chassis.errors import WaybillError, failed_precondition
-from coordinator import batches
-from coordinator.batches import Batch, Gathering, Waiting
-from coordinator.journalwatch import WatchPosition
+from coordinator.journal import batches
+from coordinator.journal.batches import Batch, Gathering, Waiting
+from coordinator.journal.journalwatch import WatchPosition
 from coordinator.retries import Backoff, verdict
 from waybill.v1 import jobs_pb2, jobstore_pb2
 

@@ -8,11 +8,11 @@ from typing import Any, TypeVar
 import pytest
 from tests.unit.coordinator.flow_scenario import BROKEN, HOST_STOPPED, Scenario, Script, a_running_flow
 
-from coordinator.attempts import FailedAttempt
 from coordinator.commands.base import Command
 from coordinator.commands.discard_volume import DiscardVolume
 from coordinator.commands.live_migrate_disk import LiveMigrateDisk
 from coordinator.commands.merge_snapshot import MergeSnapshot
+from coordinator.flow.attempts import FailedAttempt
 from coordinator.plan import Attempt, Child, EntityRef, Observation, Plan, Serially
 from coordinator.rows import Cancel, Status
 from coordinator.world import Entity, Reading, Refused, World

@@ -5,7 +5,7 @@ from __future__ import annotations
 from hypothesis import given
 from hypothesis import strategies as st
 
-from coordinator.sightings import Sightings
+from coordinator.monitor.sightings import Sightings
 from waybill.v1 import hostagent_pb2, jobs_pb2, jobstore_pb2
 
 HOST, VM = jobs_pb2.ENTITY_TYPE_HOST, jobs_pb2.ENTITY_TYPE_VM

@@ -10,6 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from tests.unit.texts import any_text
 
+from coordinator.flow.planjson import MAX_NESTING, plan_from_json, plan_to_json
 from coordinator.plan import (
     Change,
     Child,
@@ -28,7 +29,6 @@ from coordinator.plan import (
     task,
     wait_for,
 )
-from coordinator.planjson import MAX_NESTING, plan_from_json, plan_to_json
 from coordinator.world import Entity
 
 VM = EntityRef("VM", "vm-1")

@@ -7,7 +7,7 @@ import math
 from hypothesis import given
 from hypothesis import strategies as st
 
-from coordinator.leases import LeaseBook
+from coordinator.recovery.leases import LeaseBook
 from waybill.v1 import jobstore_pb2
 
 

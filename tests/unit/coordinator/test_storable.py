@@ -7,9 +7,9 @@ from typing import Any
 
 import pytest
 
+from coordinator.engine.storable import check_notes, check_plan
 from coordinator.plan import EntityRef, call, child, concurrently, nothing, serially, state, task, wait_for
 from coordinator.rows import EntityChange, EventNote, LockKey, Notes, Severity
-from coordinator.storable import check_notes, check_plan
 
 VM = EntityRef("VM", "vm-1")
 WORK = task("h1", "work", {"size_mb": 5, "names": ["a", None, 1.5, True]}, step="WORK", entity=VM, deadline=5.0)

@@ -17,10 +17,10 @@ from chassis.context import CallContext
 from chassis.errors import WaybillError
 from coordinator import submissions
 from coordinator.commands.base import DISK, Command, Registry, command
-from coordinator.engine import Engine
+from coordinator.engine.engine import Engine
+from coordinator.hosts.taskbook import TaskReport
 from coordinator.plan import Child, Plan, concurrently, task
 from coordinator.rows import Job
-from coordinator.taskbook import TaskReport
 from coordinator.world import World
 from waybill.v1 import hostagent_pb2, jobs_pb2, jobstore_pb2
 from waybill.v1.coordinator_pb2 import RunCommandRequest

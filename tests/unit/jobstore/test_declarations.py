@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from jobstore.declarations import Declarations
+from jobstore.journal.declarations import Declarations
 from waybill.v1 import jobs_pb2, jobstore_pb2
 
 KEY = ("VM", "vm-1")

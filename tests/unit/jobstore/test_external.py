@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from chassis.errors import WaybillError
-from jobstore.external import (
+from jobstore.journal.external import (
     DEEPEST,
     MOST_STEPS,
     OPEN,

@@ -12,10 +12,10 @@ from google.protobuf.timestamp_pb2 import Timestamp
 from google.rpc import status_pb2
 
 from chassis.errors import WaybillError, failed_precondition, for_the_wire
-from jobstore.fields import ENTITIES, EVENTS, FILTERED, JOBS, Changes, filter_field_message
-from jobstore.filter import MOST_AMONG, Filter, Verdict, entity_filter, event_filter, job_filter
-from jobstore.grammar import MAX_DEPTH, MAX_TERMS
-from jobstore.kinds import Bindings, Pattern
+from jobstore.search.fields import ENTITIES, EVENTS, FILTERED, JOBS, Changes, filter_field_message
+from jobstore.search.filter import MOST_AMONG, Filter, Verdict, entity_filter, event_filter, job_filter
+from jobstore.search.grammar import MAX_DEPTH, MAX_TERMS
+from jobstore.search.kinds import Bindings, Pattern
 from waybill.v1 import jobs_pb2
 
 JOB_ID = "0198c0de-0000-7000-8000-00000000000a"

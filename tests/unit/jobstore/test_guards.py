@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from jobstore.guards import UNSEEN, Apply, Existing, Guards, Holder, Refuse, Repeated, Root, Verdict, judge
+from jobstore.journal.guards import UNSEEN, Apply, Existing, Guards, Holder, Refuse, Repeated, Root, Verdict, judge
 from waybill.v1 import jobs_pb2, jobstore_pb2
 
 NOW = datetime(2026, 11, 1, tzinfo=UTC)

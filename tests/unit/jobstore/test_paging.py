@@ -8,7 +8,7 @@ import pytest
 
 from chassis.errors import WaybillError
 from jobstore.display import in_display_order, plan_order
-from jobstore.paging import Paging, microseconds, time_of
+from jobstore.queries.paging import Paging, microseconds, time_of
 from waybill.v1.jobs_pb2 import Job
 from waybill.v1.jobstore_pb2 import ListJobsRequest, ListStepsRequest
 

@@ -8,9 +8,9 @@ from pathlib import Path
 import psutil
 import pytest
 
-from jobstore.datafolder import DataFolder, socket_folder
-from jobstore.postgres import refuse_old_server
-from jobstore.postmaster import DatabaseError, leftover
+from jobstore.postgres.datafolder import DataFolder, socket_folder
+from jobstore.postgres.postgres import refuse_old_server
+from jobstore.postgres.postmaster import DatabaseError, leftover
 
 
 def a_pid_file(pid: int, folder: Path, started: float) -> str:

@@ -7,8 +7,8 @@ import json
 import pytest
 
 from chassis.errors import WaybillError
-from jobstore.rows import event_rows, newest, observation_rows, rows_of
-from jobstore.shapes import Row
+from jobstore.journal.rows import event_rows, newest, observation_rows, rows_of
+from jobstore.journal.shapes import Row
 from waybill.v1 import jobs_pb2, jobstore_pb2
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from jobstore.sealed import CommandFacts, LeafFacts, undone
+from jobstore.queries.sealed import CommandFacts, LeafFacts, undone
 
 TASK = {"kind": "task"}
 CHILD = {"kind": "child", "command_type": "RemoveImage"}

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from jobstore.shapes import Shape, carried, columns_of
+from jobstore.journal.shapes import Shape, carried, columns_of
 
 
 def test_rows_travel_a_column_at_a_time() -> None:

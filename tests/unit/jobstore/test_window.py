@@ -7,12 +7,11 @@ from datetime import UTC, datetime, timedelta
 import pytest
 
 from chassis.errors import WaybillError
-from jobstore.changes import status_may_have_changed
-from jobstore.filter import job_filter
-from jobstore.head import Head, check_resume
-from jobstore.selections import JobSelection, JournalSelection, SnapshotPage
-from jobstore.watcher import Turn, Watcher
-from jobstore.window import (
+from jobstore.feed.changes import status_may_have_changed
+from jobstore.feed.head import Head, check_resume
+from jobstore.feed.selections import JobSelection, JournalSelection, SnapshotPage
+from jobstore.feed.watcher import Turn, Watcher
+from jobstore.feed.window import (
     LARGEST_MESSAGE,
     Batch,
     EntityChanged,
@@ -25,6 +24,7 @@ from jobstore.window import (
     Scope,
     Window,
 )
+from jobstore.search.filter import job_filter
 from waybill.v1.jobs_pb2 import EXECUTION_STATUS_FINISHED, EXECUTION_STATUS_STARTED, Entity, Job, Step
 from waybill.v1.jobstore_pb2 import FlowRequest, JournalWatchResponse, WatchJobsResponse
 

@@ -6,7 +6,7 @@ import asyncpg
 import pytest
 from asyncpg.exceptions import _base
 
-from jobstore.writer import DiskFull, Lost, Misfit, understood
+from jobstore.journal.writer import DiskFull, Lost, Misfit, understood
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,1 @@
+"""Everything that goes to hosts, and what they say about tasks."""

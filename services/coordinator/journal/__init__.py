@@ -1,0 +1,1 @@
+"""Everything that goes to the jobstore's journal, and what it tells coordinators."""

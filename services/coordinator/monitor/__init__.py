@@ -1,0 +1,1 @@
+"""What hosts see of themselves and their VMs, written into the observed fields of entities."""

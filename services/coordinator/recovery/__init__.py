@@ -1,0 +1,1 @@
+"""Who owns which flow: our lease, those of others, and what a dead coordinator leaves behind."""

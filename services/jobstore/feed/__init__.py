@@ -1,0 +1,1 @@
+"""What changes, in order of revision, for everybody who watches."""
