@@ -141,7 +141,7 @@ async def test_an_agent_that_dies_at_its_work_does_it_once(
         request = hostagent_pb2.CallRequest(call=doing)
         calling = asyncio.create_task(refusal_of(agent.stub.Call(request))) if is_call else None
         if not is_call:
-            await agent.start_all(doing)
+            await agent.start_at_which_it_dies(doing)
         assert await within(10, process.ended()) == -signal.SIGKILL
         if calling is not None:
             calling.cancel()
@@ -163,7 +163,7 @@ async def test_a_copy_that_was_interrupted_is_thrown_away(start_agent: StartAgen
     async with connected(process.address) as agent:
         await agent.run("createVolume", volume_id="a", size_mb=5)
         await agent.program({"verb": "copyImage", "outcome": "crash_before", "count": 1})
-        await agent.start("copyImage", "t1", source_volume_id="a", volume_id="b")
+        await agent.start_at_which_it_dies(a_spec("copyImage", "t1", source_volume_id="a", volume_id="b"))
         await within(10, process.ended())
     await process.begin()
     async with connected(process.address) as agent:

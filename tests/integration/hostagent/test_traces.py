@@ -142,7 +142,7 @@ async def test_who_is_killed_at_its_work_leaves_one_span_of_all_of_it(start_agen
     process = await start_agent(traces_endpoint=sink.address)
     async with connected(process.address) as agent:
         await agent.program({"verb": "createVolume", "outcome": "crash", "count": 1})
-        await agent.start_all(traced("createVolume", "t1", volume_id="v", size_mb=1))
+        await agent.start_at_which_it_dies(traced("createVolume", "t1", volume_id="v", size_mb=1))
         await within(20, process.ended())
     assert sink.spans == []
     await process.begin()
