@@ -160,7 +160,9 @@ def _without_comments(path: Path) -> str:
 
 
 @pytest.mark.parametrize(
-    "path", [*chain(sorted((SERVICES / "jobstore").glob("*.py")), MIGRATIONS.glob("*.sql"))], ids=lambda path: path.name
+    "path",
+    [*chain(sorted((SERVICES / "jobstore").rglob("*.py")), MIGRATIONS.glob("*.sql"))],
+    ids=lambda path: str(path.relative_to(SERVICES)),
 )
 def test_statements_name_their_columns(path: Path) -> None:
     """A row's shape is the statement's to say: a column added by a newer migration must not shift an older program."""
