@@ -67,7 +67,18 @@ async def main(settings: Settings) -> None:
     ):
         store = jobstore_pb2_grpc.JobStoreStub(reading)
         directory = Directory(store, hosts, clock)
-        engine = Engine(journal, hosts, registry, background, clock, ids, rng, tracing=tracing, directory=directory)
+        engine = Engine(
+            journal,
+            hosts,
+            registry,
+            background,
+            clock,
+            ids,
+            rng,
+            tracing=tracing,
+            directory=directory,
+            plan_seconds=settings.plan_seconds,
+        )
         monitor = Monitor(journal, store, hosts, clock, rng, coordinator_id=coordinator_id)
         recovery = Recovery(
             journal,

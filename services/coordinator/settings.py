@@ -5,6 +5,7 @@ from __future__ import annotations
 from pydantic import Field
 
 from chassis.settings import ServiceSettings
+from coordinator.flow.tree import PLAN_SECONDS
 
 
 class Settings(ServiceSettings, env_prefix="COORDINATOR_"):
@@ -17,6 +18,9 @@ class Settings(ServiceSettings, env_prefix="COORDINATOR_"):
     poll_seconds: float = Field(10.0, gt=0, description="how often hosts are asked for their tasks beneath the streams")
     stall_seconds: float = Field(
         1800.0, gt=0, description="how long a running task may make no progress before it is stopped, with an alarm"
+    )
+    plan_seconds: float = Field(
+        PLAN_SECONDS, gt=0, description="how long a caller of RunCommand waits for the plan; then the job comes without"
     )
     lease_seconds: float = Field(3.0, gt=0.1, description="silence after which this coordinator's flows may be taken")
     policy_file: str = Field("", description="TOML file of who may do what; empty: everything is for everybody")

@@ -205,9 +205,10 @@ async def data_centre(
 ) -> AsyncIterator[DataCentre]:
     """Starts a stack (with the options of Stack) whose hosts, if `tapped`, have the addresses of their wiretaps.
 
-    What is killed in it, however often, is back at once.
+    What is killed in it, however often, is back at once; and a command's answer has its plan, however slow the machine.
     """
-    options = {"longest_delay": 0.2, **options}
+    environment = {"COORDINATOR_PLAN_SECONDS": "10", **options.get("environment", {})}
+    options = {"longest_delay": 0.2, **options, "environment": environment}
     async with AsyncExitStack() as parts:
         stack = await parts.enter_async_context(Stack(folder, hosts=hosts, **options))
         taps = {host.name: await parts.enter_async_context(Wiretap(host.address)) for host in stack.hosts if tapped}

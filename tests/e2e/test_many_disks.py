@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import asyncio
 from collections import Counter
+from collections.abc import AsyncIterator
 from contextlib import aclosing
 
 import pytest
-from tests.e2e.datacentre import DISK, FINISHED, VM, DataCentre, assert_all_over, steps_of
+import pytest_asyncio
+from tests.e2e.datacentre import DISK, FINISHED, VM, DataCentre, assert_all_over, data_centre, steps_of
 
 from waybill.v1.jobs_pb2 import JOB_VIEW_BASIC, JOB_VIEW_TREE, Entity, ExecutionStatus
 from waybill_client import Complete, Upserted, where
@@ -16,6 +18,14 @@ from waybill_client.words import is_ended
 DISKS = 5_000
 
 pytestmark = [pytest.mark.asyncio(loop_scope="module"), pytest.mark.timeout(300)]
+
+
+@pytest_asyncio.fixture(scope="module", loop_scope="module")
+async def running(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[DataCentre]:
+    """A data centre that answers long before so many parts are planned, as it does by default."""
+    environment = {"COORDINATOR_POLL_SECONDS": "1", "COORDINATOR_PLAN_SECONDS": "0.05"}
+    async with data_centre(tmp_path_factory.mktemp("centre"), environment=environment) as centre:
+        yield centre
 
 
 async def test_a_vm_with_thousands_of_disks_is_removed_listed_read_and_watched(centre: DataCentre) -> None:

@@ -97,6 +97,7 @@ async def test_a_task_that_heeds_no_stop_is_fenced_and_does_nothing_more(centre:
     for named in ("host-2", disk_id, tasks["syncImageData"], tasks["fenceVolume"]):
         assert named in fenced.message
     await centre.until(lambda: no_tasks(centre, job), within=15)
+    await centre.until(lambda: _is_told(centre, job, "LEFTOVER"))
     [leftover] = await centre.events(job, "LEFTOVER")
     assert tasks["syncImageData"] in leftover.message
     of_the_disk = [event async for event in centre.client.list_events(where(entity=f"DISK/{disk_id}"))]
@@ -110,6 +111,19 @@ async def test_a_task_that_heeds_no_stop_is_fenced_and_does_nothing_more(centre:
 async def no_tasks(centre: DataCentre, job: Job) -> bool:
     """Whether no host knows a task of a job any more."""
     return await centre.tasks_on_hosts(job) == []
+
+
+async def _is_told(centre: DataCentre, job: Job, event_type: str) -> bool:
+    """Whether the audit log of a job has such an event."""
+    return bool(await centre.events(job, event_type))
+
+
+async def _is_being_copied(centre: DataCentre, disk_id: str) -> bool:
+    """Whether the destination's volume is no longer what it was, and not yet what it will be."""
+    return any(
+        thing.state == "ILLEGAL" and any(counter.verb == "syncImageData" for counter in thing.counters)
+        for thing in (await centre.objects()).get(disk_id, [])
+    )
 
 
 @pytest.mark.rule(
@@ -142,7 +156,7 @@ async def test_work_that_was_not_done_when_its_host_lost_its_memory_has_failed(
     disk_id = await a_running_vm(centre, f"vm-undone-{everybody}".lower())
     await centre.program("host-2", {"verb": "syncImageData", "work_ms": 600_000})
     job = await migrate(centre, disk_id)
-    await centre.until_running(job, 4)
+    await centre.until(lambda: _is_being_copied(centre, disk_id))
     host = centre.stack.hosts[1]
     await host.kill()
     if everybody:

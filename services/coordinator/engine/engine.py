@@ -47,7 +47,7 @@ from coordinator.engine.waiters import Waiters
 from coordinator.flow import events as ev
 from coordinator.flow.nodes import span_id_of
 from coordinator.flow.reuse import Reuse
-from coordinator.flow.tree import FlowTree
+from coordinator.flow.tree import PLAN_SECONDS, FlowTree
 from coordinator.hosts.hosts import Hosts
 from coordinator.hosts.taskbook import TaskReport
 from coordinator.journal.journal import Journal
@@ -85,7 +85,9 @@ class Engine:
         tracing: Tracing | None = None,
         directory: Directory | None = None,
         most_unanswered: int = MOST_UNANSWERED,
+        plan_seconds: float = PLAN_SECONDS,
     ) -> None:
+        """`most_unanswered`: requests at once. `plan_seconds`: after which one is answered without a plan."""
         self.journal = journal
         self.hosts = hosts
         self.registry = registry
@@ -108,6 +110,7 @@ class Engine:
         self.waiters = Waiters(journal, background, clock, self.requests_left)
         self._crashes: dict[str, Backoff] = {}  # of flows whose actor had a defect
         self._room = asyncio.Semaphore(most_unanswered)
+        self._plan_seconds = plan_seconds
         self.metrics = FlowTallies(
             flows=lambda: self.flows, tasks=lambda: len(self._by_task), awaited=lambda: len(self._waiting)
         )
@@ -240,7 +243,8 @@ class Engine:
             root.traceparent, job.trace_id = format_traceparent(caller), caller.trace_id
         if options.get("dependencies"):
             options["subject_names"] = {EntityRef(each.entity_type, each.entity_id): each.name for each in job.subjects}
-        actor = Actor(self, FlowTree(job, root, cancel=command.type_.cancel, **options))
+        tree = FlowTree(job, root, cancel=command.type_.cancel, plan_seconds=self._plan_seconds, **options)
+        actor = Actor(self, tree)
         actor.keep(root.command_id, command)
         return actor
 

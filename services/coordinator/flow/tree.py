@@ -86,9 +86,9 @@ from coordinator.rows import (
     Subject,
 )
 
-__all__ = ["CONFLICTS", "END_ATTEMPTS", "INTERNAL", "MAX_COMMANDS", "MAX_DEPTH", "SLOW_PLAN_SECONDS", "FlowTree"]
+__all__ = ["CONFLICTS", "END_ATTEMPTS", "INTERNAL", "MAX_COMMANDS", "MAX_DEPTH", "PLAN_SECONDS", "FlowTree"]
 
-SLOW_PLAN_SECONDS: Final = 0.05
+PLAN_SECONDS: Final = 0.05
 """Planning that takes longer: the job is stored and answered alone."""
 CONFLICTS: Final = 3
 """A commit that met a changed entity is lived again at most this often before somebody is blamed."""
@@ -114,17 +114,20 @@ class FlowTree:
         queues: bool = True,
         reuse: Reuse | None = None,
         note: EventNote | None = None,
+        plan_seconds: float = PLAN_SECONDS,
     ) -> None:
         """`dependencies`: jobs that must end before it begins. `grouped`: its first commit is one with other flows';
         so it is handed out when it is whole, however long that takes. `queues`: whether it may wait for locks.
 
         `reuse`: what the flow has done well whose job is restarted. `note`: what is stored with its beginning.
+        `plan_seconds`: after which the submitter is answered without a plan.
         """
         self._found(Book(job, root), cancel, dict(subject_names or {}), sequence=0, epoch=1)
         self._wait_for(Waiting.of(dependencies))
         self._grouped, self._queues = grouped, queues
         self._reuse = self._commands.reuse = reuse
         self._note = note
+        self._plan_seconds = plan_seconds
 
     @classmethod
     def load(cls, rows: FlowRows, *, cancel: Cancel, reuse: Reuse | None = None) -> FlowTree:
@@ -172,6 +175,7 @@ class FlowTree:
         self._queues = True
         self._reuse = None
         self._note = None
+        self._plan_seconds = PLAN_SECONDS
         self._cast()
 
     def _cast(self) -> None:
@@ -315,7 +319,7 @@ class FlowTree:
         self._steps.add_own(VALIDATION, Status.STARTED)
         self._steps.add_own(EXECUTION)
         if not self._grouped:
-            self._turn.effects.append(ev.SetTimer("slow plan", self._turn.now + SLOW_PLAN_SECONDS))
+            self._turn.effects.append(ev.SetTimer("slow plan", self._turn.now + self._plan_seconds))
         self._commands.begin(self._commands.root)
 
     def _recovered(self, _: ev.Recovered) -> None:

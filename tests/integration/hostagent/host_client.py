@@ -54,6 +54,12 @@ class HostClient:
         assert [result.task_id for result in answer.results] == [spec.task_id for spec in specs]
         return [reason_in(result.error) for result in answer.results]
 
+    async def at_work(self, verb: str, object_id: str) -> None:
+        """Waits until a verb is at work on an object, which no stream tells of."""
+        async with asyncio.timeout(20):
+            while not (await self.counted(object_id, verb))[0]:  # noqa: ASYNC110 - nobody here could set an event
+                await asyncio.sleep(0.002)
+
     async def start_at_which_it_dies(self, spec: Any) -> None:
         """Starts a task that the agent dies of: it is stored by then, but its answer may not be out yet."""
         try:

@@ -121,6 +121,7 @@ async def test_a_task_that_heeds_no_stop_changes_nothing_any_more_once_its_volum
     arguments = {"size_mb": 20} if verb == "extendImageSize" else {}
     task = a_spec(verb, volume_id="v1", fields={"expected_generation": 1}, **arguments)
     assert await agent.start_all(task) == [""]
+    await agent.at_work(verb, "v1")
     assert (await agent.stop(task.task_id)).state == jobs_pb2.TASK_STATE_ABORTING
     fence = {"volume_id": "v1", "generation": 1, "fenced_generation": 101, "writer": task.task_id}
     fenced = await agent.call("fenceVolume", **fence)

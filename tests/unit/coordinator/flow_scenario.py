@@ -99,7 +99,7 @@ class Scenario:
         depends_on: Mapping[str, Status] | None = None,
         policy: DependencyPolicy = DependencyPolicy.SKIP,
         reuse: Reuse | None = None,
-        **how: bool,
+        **how: Any,
     ) -> None:
         self.scripts = {"Root": root, **children}
         self.cancel_kind = cancel

@@ -362,6 +362,16 @@ def test_when_planning_takes_long_the_job_is_stored_and_answered_alone() -> None
     assert flow.ended() is Status.FINISHED
 
 
+def test_how_long_the_submitter_waits_for_the_plan_can_be_said() -> None:
+    flow = a_flow(WORK, plan_seconds=3.0)
+    flow.hold = {"plan"}
+    flow.submit()
+    flow.advance(2.9)
+    assert flow.answers == 0
+    flow.advance(0.1)
+    assert flow.answers == 1
+
+
 def test_when_only_children_take_long_what_is_planned_goes_first() -> None:
     flow = a_flow(concurrently([a_child("Quick"), a_child("Slow")]), {"Quick": Script(WORK), "Slow": Script(MORE)})
     flow.hold = {"plan"}
