@@ -201,8 +201,8 @@ async def test_the_command_types_are_listed_with_their_schema(centre: DataCentre
 @pytest.mark.rule("semantics §2: Correlation id: given, else the parent's, else made")
 async def test_a_correlation_id_is_on_all_that_comes_of_the_action(centre: DataCentre) -> None:
     await centre.furnish("vm-named")
-    await centre.program("host-1", {"verb": "deleteImage", "work_ms": 300})
-    rule = {"verb": "deleteImage", "match": {"volume_id": "vm-named-disk-1"}, "outcome": "fail", "work_ms": 300}
+    await centre.program("host-1", {"verb": "deleteImage", "work_ms": 1500})
+    rule = {"verb": "deleteImage", "match": {"volume_id": "vm-named-disk-1"}, "outcome": "fail", "work_ms": 1500}
     await centre.program("host-2", rule)
     job = await centre.client.run_command("RemoveVm", {"vm_id": "vm-named"}, correlation_id="one_Name-42")
     on_hosts = await centre.until_running(job, tasks=4)

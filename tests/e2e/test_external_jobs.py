@@ -180,7 +180,7 @@ class TestAttachedCommands:
 
     async def test_an_external_job_that_ends_before_leaves_the_command_alone(self, centre: DataCentre) -> None:
         external = await centre.client.add_external_job("Migration")
-        await centre.program("host-1", {"verb": "createVolume", "work_ms": 500})
+        await centre.program("host-1", {"verb": "createVolume", "work_ms": 2000})
         parameters = {"disk_id": "d-5", "size_mb": 1, "host_id": "host-1"}
         job = await centre.client.run_command("AddDisk", parameters, external_job_id=external.job_id)
         await centre.until_running(job)

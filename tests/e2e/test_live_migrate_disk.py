@@ -110,7 +110,7 @@ async def test_a_cancelled_migration_goes_back_to_the_source(centre: DataCentre)
 
 async def test_a_disk_that_is_being_moved_is_nobody_elses(centre: DataCentre) -> None:
     disk_id = await a_running_vm(centre, "vm-busy")
-    await centre.program("host-2", {"verb": "syncImageData", "work_ms": 1000})
+    await centre.program("host-2", {"verb": "syncImageData", "work_ms": 2000})
     job = await migrate(centre, disk_id)
     for command_type, parameters in (
         ("CreateSnapshot", {"disk_id": disk_id, "snapshot_id": "s"}),

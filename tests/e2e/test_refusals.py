@@ -394,7 +394,7 @@ async def test_a_running_vm_is_neither_removed_nor_started(centre: DataCentre) -
 @pytest.mark.rule("semantics §5: Refusal names the holder's job and reason")
 async def test_a_locked_vm_refuses_naming_the_holder(centre: DataCentre) -> None:
     await centre.furnish("vm-locked", disks=2)
-    await centre.program("host-1", {"verb": "deleteImage", "work_ms": 400})
+    await centre.program("host-1", {"verb": "deleteImage", "work_ms": 2000})
     holder = await centre.client.run_command("RemoveVm", {"vm_id": "vm-locked"})
     await centre.until_running(holder, tasks=1)
     before = {key for key in await centre.counters() if key[2] != "deleteImage"}
@@ -412,7 +412,7 @@ async def test_a_locked_vm_refuses_naming_the_holder(centre: DataCentre) -> None
 
 async def test_a_locked_vm_cannot_be_declared_anew(centre: DataCentre) -> None:
     await centre.furnish("vm-held", disks=1)
-    await centre.program("host-1", {"verb": "deleteImage", "work_ms": 300})
+    await centre.program("host-1", {"verb": "deleteImage", "work_ms": 1500})
     holder = await centre.client.run_command("RemoveVm", {"vm_id": "vm-held"})
     with pytest.raises(WaybillError) as refused:
         await centre.declare_vm("vm-held")

@@ -103,7 +103,7 @@ async def test_a_job_waits_for_others_through_the_death_of_its_coordinator(centr
 
 
 async def test_it_begins_when_they_have_ended_well(centre: DataCentre) -> None:
-    await centre.program("host-1", {"verb": "simWork", "match": {"object_id": "first"}, "work_ms": 300})
+    await centre.program("host-1", {"verb": "simWork", "match": {"object_id": "first"}, "work_ms": 1500})
     first = await work(centre, "first")
     both = await work(centre, "second", depends_on=[first.job_id, first.job_id])
     assert both.status == PENDING
