@@ -13,7 +13,6 @@ import sys
 from collections import defaultdict
 from collections.abc import Coroutine
 from dataclasses import dataclass
-from functools import cache
 from shlex import join
 from typing import Any
 
@@ -58,7 +57,11 @@ class Session:
     def client(self) -> WaybillClient:
         """A client of these services."""
         return WaybillClient(
-            self.coordinator, self.jobstore, user=self.user, timeout=self.timeout, tracer_provider=tracer_provider()
+            self.coordinator,
+            self.jobstore,
+            user=self.user,
+            timeout=self.timeout,
+            traces_endpoint=os.environ.get("WAYBILL_TRACES_ENDPOINT", ""),
         )
 
     def jaeger(self) -> Jaeger | None:
@@ -70,28 +73,6 @@ class Session:
         options = [("--coordinator", self.coordinator), ("--jobstore", self.jobstore)]
         given = [part for name, value in options if value for part in (name, value)]
         return join(["waybill", *given, *words])
-
-
-@cache
-def tracer_provider() -> Any:
-    """What makes the spans of this program's calls: None unless WAYBILL_TRACES_ENDPOINT names a collector (OTLP/gRPC).
-
-    They are delivered before the program ends.
-    """
-    endpoint = os.environ.get("WAYBILL_TRACES_ENDPOINT", "")
-    if not endpoint:
-        return None
-    from opentelemetry.exporter.otlp.proto.grpc.trace_exporter import OTLPSpanExporter
-    from opentelemetry.sdk.resources import Resource
-    from opentelemetry.sdk.trace import TracerProvider
-    from opentelemetry.sdk.trace.export import BatchSpanProcessor
-
-    provider = TracerProvider(
-        resource=Resource.create({"service.name": "waybill-client", "service.namespace": "waybill"})
-    )
-    exporter = OTLPSpanExporter(endpoint=endpoint, insecure=True, timeout=2)
-    provider.add_span_processor(BatchSpanProcessor(exporter, schedule_delay_millis=200))
-    return provider
 
 
 def session_of(context: typer.Context) -> Session:

@@ -14,7 +14,7 @@ from typing import Protocol, TypeVar
 import grpc
 
 from waybill_client.errors import CORRELATION_ID, InvalidArgument, Violation, WaybillError
-from waybill_client.tracing import CallSpans
+from waybill_client.tracing import CallSpans, OpenTelemetrySpans
 
 USER = "x-waybill-user"
 
@@ -43,7 +43,7 @@ class Caller:
     user: str = ""
     timeout: float = 10.0
     wait_for_ready: bool = False
-    spans: CallSpans = field(default_factory=CallSpans)
+    spans: CallSpans = field(default_factory=OpenTelemetrySpans)
 
     def __post_init__(self) -> None:
         """Raises InvalidArgument for a user whose name metadata cannot carry."""

@@ -36,7 +36,7 @@ from waybill_client.calls import Caller, pages
 from waybill_client.channels import open_channel
 from waybill_client.errors import DeadlineExceeded, Unavailable, WaybillError
 from waybill_client.filters import where
-from waybill_client.tracing import CallSpans
+from waybill_client.tracing import call_spans
 from waybill_client.view import JobsView
 from waybill_client.watch import Complete, JobChange, JobWatch, Marked, Removed
 from waybill_client.words import is_ended, struct, timestamp
@@ -51,7 +51,8 @@ class WaybillClient:
     Addresses come from WAYBILL_COORDINATOR and WAYBILL_JOBSTORE unless given; each may be several with commas between
     them. `timeout` is the deadline of every call in seconds. `wait_for_ready` waits that long for a service that is
     away instead of giving up after a second or two. `tracer_provider` makes the calls' spans; by default the one that
-    the application has set up for OpenTelemetry.
+    the application has set up for OpenTelemetry. With `traces_endpoint`, the `host:port` of an OTLP/gRPC collector, the
+    client makes and delivers them itself, below the application's current span if it has one.
 
         async with WaybillClient() as client:
             job = await client.run_command("RemoveVm", {"vm_id": "vm-1"})
@@ -67,12 +68,14 @@ class WaybillClient:
         timeout: float = 10.0,
         wait_for_ready: bool = False,
         tracer_provider: TracerProvider | None = None,
+        traces_endpoint: str = "",
     ) -> None:
+        """Raises ValueError if both `tracer_provider` and `traces_endpoint` are given."""
         self.coordinator_address = coordinator or os.environ.get("WAYBILL_COORDINATOR") or DEFAULT_COORDINATOR
         self.jobstore_address = jobstore or os.environ.get("WAYBILL_JOBSTORE") or DEFAULT_JOBSTORE
-        spans = CallSpans(tracer_provider)
-        self._runs = Caller(f"coordinator at {self.coordinator_address}", user, timeout, wait_for_ready, spans)
-        self._reads = Caller(f"jobstore at {self.jobstore_address}", user, timeout, wait_for_ready, spans)
+        self._spans = call_spans(tracer_provider, traces_endpoint)
+        self._runs = Caller(f"coordinator at {self.coordinator_address}", user, timeout, wait_for_ready, self._spans)
+        self._reads = Caller(f"jobstore at {self.jobstore_address}", user, timeout, wait_for_ready, self._spans)
         self._channels = AsyncExitStack()
 
     async def __aenter__(self) -> Self:
@@ -84,8 +87,11 @@ class WaybillClient:
         await self.close()
 
     async def close(self) -> None:
-        """Closes the channels; calls under way are cancelled, jobs are not."""
-        await self._channels.aclose()
+        """Closes the channels; calls under way are cancelled, jobs are not. Spans of its own are delivered first."""
+        try:
+            await self._spans.close()
+        finally:
+            await self._channels.aclose()
 
     # Commands
 

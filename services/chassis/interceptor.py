@@ -233,6 +233,8 @@ class _Method:
 
     def _observe(self, rpc: _Rpc, metadata: _Metadata, caller: CallContext) -> Ended:
         call = Call(self._name, metadata, caller, rpc)
+        if len(self._observers) == 1:
+            return self._observers[0](call)
         ends = [observer(call) for observer in self._observers]
 
         def ended(error: BaseException | None) -> None:

@@ -35,7 +35,7 @@ import structlog
 from opentelemetry import trace
 from structlog.typing import FilteringBoundLogger
 
-from chassis import context
+from chassis import callspans, context
 from chassis.clock import Clock, SystemClock
 
 _Event = MutableMapping[str, Any]
@@ -267,6 +267,8 @@ def _add_span(event: _Event) -> None:
     own = trace.get_current_span().get_span_context()
     if own.is_valid:
         event["trace_id"], event["span_id"] = f"{own.trace_id:032x}", f"{own.span_id:016x}"
+    elif (call := callspans.current.get()) is not None:
+        event["trace_id"], event["span_id"], _ = call.place
 
 
 def _make_safe(_logger: object, _method: str, event: _Event) -> _Event:

@@ -1,9 +1,9 @@
 """Traces: what one action did, in all processes, as one tree of spans with true times.
 
-Two kinds of spans (`spans.py`) leave a process, both by one outbox (`delivery.py`):
+Two kinds of spans leave a process, both by one outbox (`waybill_spans`):
 
     calls   a server span around a call that a client made (RunCommand, CancelJob, GetJob …), begun and ended by our
-            interceptor; the current one for OpenTelemetry's API while the call runs.
+            interceptor (`callspans.py`).
     work    a command, a task: it lasts longer than any call and may outlive the process it began in. A span cannot be
             reopened, so its id is reserved in a row, and whoever sees the work end *records* the span,
             out of stored facts alone: recorded again after a crash it is the very same span.
@@ -26,10 +26,10 @@ from __future__ import annotations
 import asyncio
 import random
 from collections.abc import AsyncIterator, Callable, Mapping
-from contextlib import asynccontextmanager
+from contextlib import AbstractContextManager, asynccontextmanager, nullcontext
 from contextvars import ContextVar
 from importlib.metadata import version
-from typing import Any, Final, NamedTuple
+from typing import Any, Final, Literal
 
 import grpc
 from opentelemetry import baggage, trace
@@ -38,23 +38,20 @@ from opentelemetry.sdk.resources import Resource
 from opentelemetry.sdk.trace import TracerProvider
 from opentelemetry.sdk.trace.sampling import Decision, Sampler
 
+from chassis import callspans, context
 from chassis.background import Background
+from chassis.callspans import CallSpan
 from chassis.channels import open_channel
 from chassis.clock import Clock, SystemClock
-from chassis.delivery import Outbox
 from chassis.errors import WaybillError
 from chassis.interceptor import Call, Ended, Observer
-from chassis.spans import Context, FinishedSpan, Value, parse_traceparent
+from waybill_spans import EXPORT, Context, Outbox, Recorded, Value, new_root, parse_traceparent
 
 FLUSH_SECONDS: Final = 2.0
 """How long a clean end waits for the collector."""
 
 _COMMANDS: Final = "/waybill.v1.Coordinator/"
 _READS: Final = "/waybill.v1.JobStore/"
-_EXPORT: Final = "/opentelemetry.proto.collector.trace.v1.TraceService/Export"
-
-
-_parent: ContextVar[Context | None] = ContextVar("waybill_trace_parent", default=None)
 
 
 def parent_of_work() -> Context | None:
@@ -63,32 +60,35 @@ def parent_of_work() -> Context | None:
     The caller's span where there is one, else that of the call itself: the caller's exists even if this process dies
     in the middle of the call.
     """
-    return _parent.get()
+    span = callspans.current.get()
+    return _caller.get() if span is None else span.above or span.place
 
 
 def describe_call(attributes: Mapping[str, Value]) -> None:
     """Adds attributes to the current call's span, if it has one."""
-    if (span := _call.get()) is not None:
-        span.attributes.update(attributes)
+    if (span := callspans.current.get()) is not None:
+        span.described = {**span.described, **attributes} if span.described else attributes
 
 
 def link_call(to: Context) -> None:
     """Links the current call's span to another one: to work that it is about, but did not begin."""
-    if (span := _call.get()) is not None:
-        span.links.append(to)
+    if (span := callspans.current.get()) is not None:
+        span.links = (*span.links, to)
 
 
 class under:  # noqa: N801 - used as a word: `with under(span, correlation_id):`
-    """Makes a span that is not ours to end the current one, with the correlation id as baggage.
+    """Makes a span the current one for OpenTelemetry's API, with the correlation id as baggage.
 
-    What the code inside traces by itself, or calls with OpenTelemetry's help, belongs below it.
+    It is not the API's to end. What the code inside traces by itself, or calls with OpenTelemetry's help, belongs below
+    it. For code of others (commands, drivers): our own asks nobody, and would pay for it in each call.
     """
 
     __slots__ = ("_context", "_token")
 
     def __init__(self, span: Context, correlation_id: str) -> None:
-        current = trace.set_span_in_context(trace.NonRecordingSpan(_span_context(span)))
-        self._context = baggage.set_baggage("correlation_id", correlation_id, current)
+        # As `trace.set_span_in_context` and `baggage.set_baggage` would make it, at a third of their price.
+        named = {"correlation_id": correlation_id}
+        self._context = otel_context.Context({_SPAN_KEY: _Foreign(span), _BAGGAGE_KEY: named})
 
     def __enter__(self) -> None:
         self._token = otel_context.attach(self._context)
@@ -97,15 +97,31 @@ class under:  # noqa: N801 - used as a word: `with under(span, correlation_id):`
         otel_context.detach(self._token)
 
 
-class _CallSpan(NamedTuple):
-    """The span of a call that runs."""
+def under_call() -> AbstractContextManager[None]:
+    """Makes the current call's span, or that of its caller, the API's current one, as `under` does."""
+    span = callspans.current.get()
+    place = span.place if span is not None else _caller.get()
+    return nullcontext() if place is None else under(place, context.current().correlation_id)
 
-    context: Context
-    attributes: dict[str, Value]
-    links: list[Context]
+
+class _Foreign(trace.NonRecordingSpan):
+    """A span that is not the API's to end; what that wants to know of it is made when it asks."""
+
+    def __init__(self, place: Context) -> None:
+        self._place = place
+
+    def get_span_context(self) -> trace.SpanContext:
+        flags = trace.TraceFlags(trace.TraceFlags.SAMPLED if self._place.sampled else trace.TraceFlags.DEFAULT)
+        return trace.SpanContext(
+            int(self._place.trace_id, 16), int(self._place.span_id, 16), is_remote=True, trace_flags=flags
+        )
 
 
-_call: ContextVar[_CallSpan | None] = ContextVar("waybill_call_span", default=None)
+[_SPAN_KEY] = trace.set_span_in_context(trace.INVALID_SPAN, otel_context.Context())
+[_BAGGAGE_KEY] = baggage.set_baggage("correlation_id", "", otel_context.Context())
+
+_caller: ContextVar[Context | None] = ContextVar("waybill_caller_span", default=None)
+"""The caller's span, where the call itself has none."""
 
 
 class Tracing:
@@ -117,24 +133,21 @@ class Tracing:
         self._clock = clock
         self._rng = rng
         self._sampler = sampler
+        self._kinds: dict[str, Literal["command", "read", "other"]] = {}  # of methods
 
     @property
     def enabled(self) -> bool:
         """Tells whether there is a collector."""
         return self._outbox is not None
 
-    def record(self, span: FinishedSpan, exported: Callable[[], None] | None = None) -> None:
-        """Hands a span over. `exported` is called once it is delivered or given up: at once, if nobody wants it."""
-        if self._outbox is not None and span.context.sampled:
-            self._outbox.add(span, exported)
-        elif exported is not None:
-            exported()
+    def record(self, span: Recorded, exported: Callable[[], None] | None = None) -> None:
+        """Hands over a sampled span. `exported` is called once it, and all before it, are delivered or given up.
 
-    def record_kept(self, span: bytes, exported: Callable[[], None]) -> None:
-        """Hands over a span that was kept as `FinishedSpan.encoded` returned it: sampled, that is."""
+        At once, if nobody wants it.
+        """
         if self._outbox is not None:
             self._outbox.add(span, exported)
-        else:
+        elif exported is not None:
             exported()
 
     @property
@@ -143,78 +156,64 @@ class Tracing:
         return self._observe
 
     def _observe(self, call: Call) -> Ended:
-        incoming = _incoming(call)
-        _parent.set(incoming)
-        if self._outbox is None or not _is_traced(call.method, incoming):
+        above = _above(call)
+        if self._outbox is None or not self._is_traced(call.method, above):
+            _caller.set(above)
             return _nothing
-        return self._begin(call, incoming)
+        return self._begin(call, above, self._outbox)
 
-    def _begin(self, call: Call, incoming: Context | None) -> Ended:
-        """Starts the span of a call and makes it the current one; returns what ends it."""
-        context = self._below(incoming)
-        if incoming is None:
-            _parent.set(context)
-        _, service, method = call.method.split("/", 2)
-        attributes: dict[str, Value] = {
-            "rpc.system": "grpc",
-            "rpc.service": service,
-            "rpc.method": method,
-            "correlation_id": call.caller.correlation_id,
-        }
-        span = _CallSpan(context, attributes, [])
-        _call.set(span)
-        otel_context.attach(trace.set_span_in_context(trace.NonRecordingSpan(_span_context(context))))
-        start = self._clock.now()
+    def _is_traced(self, method: str, above: Context | None) -> bool:
+        """Commands are; reads are part of a trace or they are nothing; the rest is ours, and batched."""
+        kind = self._kinds.get(method)
+        if kind is None:  # a name that exists: the interceptor sees to that
+            kind = self._kinds[method] = _kind_of(method)
+        return kind == "command" or (kind == "read" and above is not None)
+
+    def _begin(self, call: Call, above: Context | None, outbox: Outbox) -> Ended:
+        """Begins the span of a call; returns what ends it."""
+        start, root = self._clock.now(), None if above is not None else self._root()
+        span = CallSpan(call.method, call.caller.correlation_id, start, above=above, root=root, rng=self._rng)
+        callspans.current.set(span)
 
         def end(error: BaseException | None) -> None:
-            code, words = end_of(error, call.rpc)
-            attributes["rpc.grpc.status_code"] = code.value[0]
-            self.record(
-                FinishedSpan(
-                    name=f"{service}/{method}",
-                    context=context,
-                    parent_span_id=incoming.span_id if incoming is not None else "",
-                    start=start,
-                    end=max(start, self._clock.now()),
-                    attributes=attributes,
-                    error=f"{code.name}: {words}" if code in _OUR_FAULT else "",
-                    links=span.links,
-                    kind="SERVER",
-                )
-            )
+            if not (span.above or span.place).sampled:
+                return
+            span.over = self._clock.now()
+            if error is not None:
+                code, words = end_of(error, call.rpc)
+                span.code, span.error = code.value[0], f"{code.name}: {words}" if code in _OUR_FAULT else ""
+            outbox.add(span)
 
         return end
 
-    def _below(self, parent: Context | None) -> Context:
-        """Returns a new span's place: in the parent's trace, or in a trace of its own."""
-        span_id = f"{self._rng.getrandbits(64) or 1:016x}"
-        if parent is not None:
-            return parent._replace(span_id=span_id)
-        number = self._rng.getrandbits(128) or 1
-        decided = self._sampler.should_sample(None, number, "").decision if self._sampler is not None else None
-        return Context(f"{number:032x}", span_id, decided in (None, Decision.RECORD_AND_SAMPLE))
+    def _root(self) -> Context:
+        """Returns the place of a span that begins a trace."""
+        root = new_root(self._rng)
+        if self._sampler is not None:
+            decided = self._sampler.should_sample(None, int(root.trace_id, 16), "").decision
+            return root._replace(sampled=decided is Decision.RECORD_AND_SAMPLE)
+        return root
 
 
 def _nothing(_: BaseException | None) -> None:
     """Ends a call that has no span."""
 
 
-def _incoming(call: Call) -> Context | None:
+def _above(call: Call) -> Context | None:
     """Returns the caller's span; what is no good or named twice counts as none."""
-    named = [value for key, value in call.metadata if key == "traceparent"]
-    return parse_traceparent(named[0]) if len(named) == 1 and isinstance(named[0], str) else None
+    named = None
+    for key, value in call.metadata:
+        if key == "traceparent":
+            if named is not None:
+                return None
+            named = value
+    return parse_traceparent(named) if isinstance(named, str) else None
 
 
-def _is_traced(method: str, incoming: Context | None) -> bool:
-    """Commands are; reads are part of a trace or they are nothing; the rest is ours, and batched."""
-    if "Watch" in method:
-        return False
-    return method.startswith(_COMMANDS) or (incoming is not None and method.startswith(_READS))
-
-
-def _span_context(of: Context) -> trace.SpanContext:
-    flags = trace.TraceFlags(trace.TraceFlags.SAMPLED if of.sampled else trace.TraceFlags.DEFAULT)
-    return trace.SpanContext(int(of.trace_id, 16), int(of.span_id, 16), is_remote=True, trace_flags=flags)
+def _kind_of(method: str) -> Literal["command", "read", "other"]:
+    if method.startswith(_COMMANDS) and "Watch" not in method:
+        return "command"
+    return "read" if method.startswith(_READS) and "Watch" not in method else "other"
 
 
 _OUR_FAULT: Final = frozenset(  # the conventions' list for servers: the others are their callers' fault
@@ -281,7 +280,7 @@ async def open_tracing(
         return
     clock = SystemClock()
     async with open_channel(endpoint, health=False) as channel, Background() as background:
-        outbox = Outbox(channel.unary_unary(_EXPORT), _described(service_name, resource or {}), clock)
+        outbox = Outbox(channel.unary_unary(EXPORT), _described(service_name, resource or {}), clock.sleep)
         background.start(outbox.run(), "spans")
         yield Tracing(outbox, clock, random.Random(), TracerProvider(shutdown_on_exit=False).sampler)
         await outbox.flush(FLUSH_SECONDS)

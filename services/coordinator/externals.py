@@ -15,10 +15,10 @@ from uuid import UUID, uuid5
 from chassis import context
 from chassis.clock import Ids
 from chassis.errors import invalid_field, reject_control
-from chassis.spans import Context
 from coordinator import wire
 from coordinator.submissions import CORRELATION_ID_RULE, MAX_NAME, checked_id, checked_job_id
 from waybill.v1 import coordinator_pb2, jobs_pb2, jobstore_pb2
+from waybill_spans import Context
 
 LONGEST_TEXT: Final = 1000
 """Characters of a description, or of a reason."""

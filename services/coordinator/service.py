@@ -8,7 +8,8 @@ from typing import Any
 
 import grpc
 
-from chassis import context, logs, spans, tracing
+import waybill_spans
+from chassis import context, logs, tracing
 from chassis.clock import Ids
 from chassis.errors import (
     WaybillError,
@@ -242,7 +243,7 @@ def _link_to(job: jobs_pb2.Job) -> None:
     """A call that is about somebody else's job is part of its own trace, and points to the job's."""
     tracing.describe_call({"job.id": job.job_id})
     if job.trace_id:
-        tracing.link_call(spans.Context(job.trace_id, job.span_id))
+        tracing.link_call(waybill_spans.Context(job.trace_id, job.span_id))
 
 
 def _described(kind: CommandType) -> coordinator_pb2.CommandType:

@@ -21,7 +21,7 @@ from __future__ import annotations
 import asyncio
 import json
 import sqlite3
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import TracebackType
@@ -35,6 +35,7 @@ from chassis.errors import WaybillError
 from hostagent.metrics import LedgerTallies
 from hostagent.sqlite_writer import SqliteWriter, Step, T
 from hostagent.task import Ending, Json, TaskResult, TaskSpec
+from waybill_spans import Kept, Recorded, encoded
 
 _SCHEMA: Final = (
     """CREATE TABLE IF NOT EXISTS identity (
@@ -154,6 +155,13 @@ class LedgerRow:
     """What there is to take back, in the order in which it was done."""
 
 
+@dataclass(slots=True)
+class _SpanToKeep:
+    span: Recorded
+    content: bytes = b""
+    """Its form in OTLP, when it is on its way to the file."""
+
+
 class Ledger:
     """The agent's memory: `async with Ledger(path, ids) as ledger`. Every method returns once it is on disk.
 
@@ -163,9 +171,10 @@ class Ledger:
     def __init__(self, path: Path | str, ids: Ids, clock: Clock | None = None) -> None:
         """`clock` takes the time of the transactions."""
         self.metrics = LedgerTallies(clock or SystemClock())
-        self._file = SqliteWriter(path, _SCHEMA, on_sent=self.metrics.sent, on_written=self.metrics.written)
+        self._file = SqliteWriter(path, _SCHEMA, on_send=self._on_send, on_written=self.metrics.written)
         self._ids = ids
         self._next_number = 1
+        self._spans: list[_SpanToKeep] = []  # of the next transaction
         self._delivered: list[int] = []  # numbers of spans that are to be forgotten
         self.incarnation = ""
         self.observation_ceiling = 0
@@ -250,9 +259,9 @@ class Ledger:
         row.recovery_actions.pop()
 
     async def finish(
-        self, row: LedgerRow, ending: Ending, *, progress: int, end_time: float, span: bytes | None = None
-    ) -> None:
-        """Writes down how it ended, and the span that tells of it, in OTLP's form."""
+        self, row: LedgerRow, ending: Ending, *, progress: int, end_time: float, span: Recorded | None = None
+    ) -> Kept | None:
+        """Writes down how it ended, and the span that tells of it; returns that as it is kept."""
         values = (
             ending.result.value,
             _error_to_bytes(ending.error),
@@ -262,15 +271,18 @@ class Ledger:
             end_time,
             row.number,
         )
-        kept = None if span is None else (row.number, span)
+        to_keep = None if span is None else _SpanToKeep(span)
+        if to_keep is not None:
+            self._spans.append(to_keep)
 
         def step(connection: sqlite3.Connection) -> None:
             connection.execute(_FINISH_TASK, values)
-            if kept is not None:
-                connection.execute(_KEEP_SPAN, kept)
+            if to_keep is not None and to_keep.content:
+                connection.execute(_KEEP_SPAN, (values[-1], to_keep.content))
 
         await self._write(step)
         row.ending, row.end_time, row.progress, row.revert_asked = ending, end_time, progress, False
+        return Kept(to_keep.content) if to_keep is not None and to_keep.content else None
 
     async def clear(self, rows: Sequence[LedgerRow], unknown_ids: Sequence[str], now: float) -> None:
         """Forgets tasks, and remembers their ids and those of unknown ones as never to be started."""
@@ -292,11 +304,11 @@ class Ledger:
         """Returns the spans that are not forgotten, each with the number of its task, in the order of arrival."""
         return await self._write(lambda connection: connection.execute(_READ_SPANS).fetchall())
 
-    def forget_span(self, number: int) -> None:
-        """Forgets the span of a task, with the next transaction. If that fails it is found again, and nothing else."""
+    def forget_spans(self, numbers: Iterable[int]) -> None:
+        """Forgets the spans of tasks, with the next transaction. If that fails they are found again, nothing else."""
         if not self._delivered:
             asyncio.get_running_loop().call_soon(self._forget_delivered)  # spans are delivered many at once
-        self._delivered.append(number)
+        self._delivered.extend(numbers)
 
     def _forget_delivered(self) -> None:
         if self._delivered:
@@ -313,6 +325,13 @@ class Ledger:
     async def sweep(self, before: float) -> int:
         """Forgets some of the ids cleared, and of the epochs seen, before a time; returns how many."""
         return await self._write(lambda connection: _sweep(connection, before))
+
+    def _on_send(self, writes: int) -> None:
+        """Puts the spans of a transaction into their form, all in a row, which costs a fraction of one by one."""
+        for each in self._spans:
+            each.content = encoded(each.span)
+        self._spans.clear()
+        self.metrics.sent(writes)
 
     async def _set(self, row: LedgerRow, assignment: str, *values: object) -> None:
         statement = f"UPDATE task SET {assignment} WHERE number = ?"

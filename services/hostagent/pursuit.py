@@ -163,15 +163,15 @@ class Pursuit:
         progress = 100 if ending.result is TaskResult.SUCCESS else record.task.progress
         end_time = self._clock.now()
         span = self._recorder.span_of(record, ending, end_time)
-        await self._write(
+        kept = await self._write(
             record,
             lambda: self._ledger.finish(record.row, ending, progress=progress, end_time=end_time, span=span),
         )
         record.task.finish(ending)
         record.over.set()
         self._publish(record)
-        if span is not None:
-            self._recorder.record(record.row.number, span)
+        if kept is not None:
+            self._recorder.deliver(record.row.number, kept)
 
     async def _lose(self, record: Record) -> None:
         await self._write(record, lambda: self._ledger.lose(record.row))
@@ -179,7 +179,7 @@ class Pursuit:
         record.over.set()
         log.warning("task is lost")
 
-    async def _write(self, record: Record, write: Callable[[], Awaitable[None]]) -> None:
+    async def _write(self, record: Record, write: Callable[[], Awaitable[T]]) -> T:
         while True:
             try:
                 return await write()

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import asyncio
 
-from chassis.spans import Event, parse_traceparent
 from hostagent.drivers.driver import Recovery, Verb
 from hostagent.ledger import LedgerRow
 from hostagent.task import Task, TaskSpec, TaskState
+from waybill_spans import Event, parse_traceparent
 
 
 class Record:

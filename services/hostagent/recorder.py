@@ -10,6 +10,7 @@ is made or kept.
 
 from __future__ import annotations
 
+import asyncio
 from functools import partial
 
 from chassis.clock import Clock
@@ -18,6 +19,7 @@ from hostagent import spans
 from hostagent.ledger import Ledger
 from hostagent.record import Record
 from hostagent.task import Ending
+from waybill_spans import Kept
 
 
 class Recorder:
@@ -28,11 +30,12 @@ class Recorder:
         self._ledger = ledger
         self._clock = clock
         self._host_id = host_id
+        self._kept: list[tuple[int, Kept]] = []
 
     async def take_up(self) -> None:
         """Hands over what a former process has not delivered, or not known to be."""
         for number, span in await self._ledger.spans():
-            self.record(number, span)
+            self.deliver(number, Kept(span))
 
     def note(self, record: Record) -> None:
         """Notes what is new about a task, if that belongs into its span."""
@@ -41,26 +44,34 @@ class Recorder:
             if event is not None:
                 record.events.append(event)
 
-    def span_of(self, record: Record, ending: Ending, end_time: float) -> bytes | None:
-        """Returns the span of a task that ends now, for the ledger and for `record`.
+    def span_of(self, record: Record, ending: Ending, end_time: float) -> spans.TaskSpan | None:
+        """Returns the span of a task that ends now, for the ledger.
 
         None if it has none, or had its end before it was taken back.
         """
         row = record.row
-        if not self._tracing.enabled or row.ending is not None:
+        if not self._tracing.enabled or row.ending is not None or not spans.is_recorded(row.spec):
             return None
-        span = spans.task_span(
+        return spans.TaskSpan(
             row.spec,
             ending,
-            is_call=row.is_call,
-            host_id=self._host_id,
-            start=row.create_time,
-            end=max(row.create_time, end_time),
-            stop_asked=row.stop_asked,
-            events=record.events,
+            row.is_call,
+            self._host_id,
+            row.create_time,
+            max(row.create_time, end_time),
+            row.stop_asked,
+            tuple(record.events),
         )
-        return None if span is None else span.encoded()
 
-    def record(self, number: int, span: bytes) -> None:
-        """Hands a span over that the ledger has under this number."""
-        self._tracing.record_kept(span, partial(self._ledger.forget_span, number))
+    def deliver(self, number: int, span: Kept) -> None:
+        """Hands a span over that the ledger has under this number; with the others of this turn of the loop."""
+        if not self._kept:
+            asyncio.get_running_loop().call_soon(self._hand_over)
+        self._kept.append((number, span))
+
+    def _hand_over(self) -> None:
+        kept, self._kept = self._kept, []
+        for _, span in kept[:-1]:
+            self._tracing.record(span)
+        # The last one is delivered last.
+        self._tracing.record(kept[-1][1], partial(self._ledger.forget_spans, [number for number, _ in kept]))

@@ -12,53 +12,66 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
-from typing import Final
+from typing import Final, NamedTuple
 
 from chassis.errors import WaybillError
-from chassis.spans import Event, FinishedSpan, Value, parse_traceparent
 from hostagent.task import Ending, TaskResult, TaskSpec, TaskState
+from waybill_spans import Event, FinishedSpan, Value, parse_traceparent
 
 _PROGRESS: Final = "progress"
 _REACHED: Final = "task.progress"
 _QUARTER: Final = 25
 _LONGEST_ERROR: Final = 500
+_AT_WORK: Final = frozenset({TaskState.RUNNING, TaskState.ABORTING, TaskState.CLEANING})
 _SPAN_ID: Final = re.compile(r"(?!0+$)[0-9a-f]{16}", re.ASCII)
 
 
-def task_span(
-    spec: TaskSpec,
-    ending: Ending,
-    *,
-    is_call: bool,
-    host_id: str,
-    start: float,
-    end: float,
-    stop_asked: bool,
-    events: Sequence[Event] = (),
-) -> FinishedSpan | None:
-    """Returns the span of a task that is over (Unix seconds); None if nobody wants it or its ids are no good."""
+def is_recorded(spec: TaskSpec) -> bool:
+    """Tells whether somebody wants a task's span, and its ids are good for one."""
     parent = parse_traceparent(spec.traceparent)
-    if parent is None or not parent.sampled or not _SPAN_ID.fullmatch(spec.span_id):
-        return None
-    attributes: dict[str, Value] = {
-        "correlation_id": spec.correlation_id,
-        "job.id": spec.job_id,
-        "command.id": spec.command_id,
-        "task.id": spec.task_id,
-        "task.verb": spec.verb,
-        "task.result": ending.result.value,
-        "host.id": host_id,
-    }
-    return FinishedSpan(
-        name=f"{'call' if is_call else 'task'} {spec.verb}",
-        context=parent._replace(span_id=spec.span_id),
-        parent_span_id=parent.span_id,
-        start=start,
-        end=end,
-        attributes={name: value for name, value in attributes.items() if value},
-        events=tuple(events),
-        error=_error_of(ending, stop_asked),
-    )
+    return parent is not None and parent.sampled and _SPAN_ID.fullmatch(spec.span_id) is not None
+
+
+class TaskSpan(NamedTuple):
+    """What the span of a task that is over is made of; times in Unix seconds."""
+
+    spec: TaskSpec
+    """Of one that `is_recorded`."""
+    ending: Ending
+    is_call: bool
+    host_id: str
+    start: float
+    end: float
+    stop_asked: bool
+    events: Sequence[Event] = ()
+
+    def finished(self) -> FinishedSpan:
+        """Returns the span."""
+        spec, parent = self.spec, parse_traceparent(self.spec.traceparent)
+        assert parent is not None
+        attributes: dict[str, Value] = {
+            "correlation_id": spec.correlation_id,
+            "job.id": spec.job_id,
+            "command.id": spec.command_id,
+            "task.id": spec.task_id,
+            "task.verb": spec.verb,
+            "task.result": self.ending.result.value,
+            "host.id": self.host_id,
+        }
+        return FinishedSpan(
+            name=f"{'call' if self.is_call else 'task'} {spec.verb}",
+            context=parent._replace(span_id=spec.span_id),
+            parent_span_id=parent.span_id,
+            start=self.start,
+            end=self.end,
+            attributes={name: value for name, value in attributes.items() if value},
+            events=self.events,
+            error=_error_of(self.ending, self.stop_asked),
+        )
+
+    def encoded(self) -> bytes:
+        """Returns it as OTLP's Span."""
+        return self.finished().encoded()
 
 
 def _error_of(ending: Ending, stop_asked: bool) -> str:
@@ -71,9 +84,9 @@ def _error_of(ending: Ending, stop_asked: bool) -> str:
 
 def event_of(noted: Sequence[Event], state: TaskState, progress: int, now: float) -> Event | None:
     """Returns what is new about a task that is worked on, None if that is not worth an event."""
-    if state not in (TaskState.RUNNING, TaskState.ABORTING, TaskState.CLEANING):
+    if state not in _AT_WORK:
         return None
-    if state.value not in (event.name for event in noted):
+    if not noted or state.value not in (event.name for event in noted):
         return Event(state.value, now, {_REACHED: progress})
     if progress < 100 and progress // _QUARTER > max(_quarter(event) for event in noted):
         return Event(_PROGRESS, now, {_REACHED: progress})

@@ -46,14 +46,14 @@ class SqliteWriter:
         path: Path | str,
         schema: Sequence[str],
         *,
-        on_sent: Callable[[int], None] = lambda writes: None,
+        on_send: Callable[[int], None] = lambda writes: None,
         on_written: Callable[[], None] = lambda: None,
     ) -> None:
         """`schema`: statements to run at every opening; they say IF NOT EXISTS.
 
-        `on_sent` is told of a transaction that begins and how many writes are in it, `on_written` that it is over.
+        `on_send` is told of a transaction that begins and how many writes are in it, `on_written` that it is over.
         """
-        self._on_sent = on_sent
+        self._on_send = on_send
         self._on_written = on_written
         self._path = str(path)
         self._schema = schema
@@ -101,8 +101,8 @@ class SqliteWriter:
 
     def _send(self) -> None:
         batch, self._gathering = self._gathering, []
+        self._on_send(len(batch))
         self._batches.put(batch)
-        self._on_sent(len(batch))
 
     def _written(self, batch: list[_Entry], outcomes: list[_Outcome]) -> None:
         self._on_written()

@@ -60,8 +60,8 @@ def places(in_flight: int, finished: int) -> asyncio.Semaphore:
 
 async def main(arguments: dict[str, Any]) -> None:
     jobs, in_flight, together = arguments["jobs"], arguments["in_flight"], arguments["together"]
-    provider = tracer_provider(arguments["collector"])
-    async with WaybillClient(arguments["coordinator"], wait_for_ready=True, tracer_provider=provider) as client:
+    coordinator, collector = arguments["coordinator"], arguments["collector"]
+    async with WaybillClient(coordinator, wait_for_ready=True, traces_endpoint=collector) as client:
         submitter = Submitter(client, arguments["run"], jobs, together)
         free = places(in_flight, arguments["finished"])
         await client.list_command_types()  # connects
@@ -70,23 +70,7 @@ async def main(arguments: dict[str, Any]) -> None:
         async with asyncio.TaskGroup() as group:
             for _ in range(max(1, in_flight // together)):  # one for each call that may be under way
                 group.create_task(submitter.work(free))
-        child.say(began=began)
-    if provider is not None:
-        provider.shutdown()
-
-
-def tracer_provider(collector: str) -> Any:
-    """Makes the client's spans, as an application would; None if nobody wants them."""
-    if not collector:
-        return None
-    from opentelemetry.exporter.otlp.proto.grpc.trace_exporter import OTLPSpanExporter
-    from opentelemetry.sdk.resources import Resource
-    from opentelemetry.sdk.trace import TracerProvider
-    from opentelemetry.sdk.trace.export import BatchSpanProcessor
-
-    provider = TracerProvider(resource=Resource.create({"service.name": "submitter"}), shutdown_on_exit=False)
-    provider.add_span_processor(BatchSpanProcessor(OTLPSpanExporter(endpoint=collector, insecure=True)))
-    return provider
+    child.say(began=began)  # spans are delivered
 
 
 if __name__ == "__main__":

@@ -21,12 +21,12 @@ import pytest
 import pytest_asyncio
 from tests.e2e.datacentre import DataCentre, data_centre
 
-from chassis.spans import Context, Event, FinishedSpan
 from chassis.tracing import open_tracing
 from waybill_cli import jaegerd, stack
 from waybill_cli.jaeger import Jaeger, NoSpans, Span
 from waybill_cli.process import StartFailed
 from waybill_cli.stack import Stack
+from waybill_spans import Context, Event, FinishedSpan
 
 # A Jaeger that has to be built first takes minutes.
 pytestmark = [pytest.mark.asyncio(loop_scope="module"), pytest.mark.timeout(1800)]

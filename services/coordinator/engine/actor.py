@@ -21,8 +21,7 @@ import grpc
 
 from chassis import logs
 from chassis.errors import WaybillError, unavailable
-from chassis.spans import parse_traceparent
-from chassis.tracing import under
+from chassis.tracing import under, under_call
 from coordinator import wire
 from coordinator.commands.base import Command, CommandType
 from coordinator.doorbell import Room
@@ -39,6 +38,7 @@ from coordinator.rows import Command as CommandRow
 from coordinator.rows import Failure, Leaf
 from coordinator.world import Reading, World
 from waybill.v1 import hostagent_pb2, jobs_pb2, jobstore_pb2
+from waybill_spans import parse_traceparent
 
 if TYPE_CHECKING:
     from coordinator.engine.engine import Engine
@@ -347,7 +347,8 @@ class Actor:
 
     async def rehearse(self, command_id: str) -> ev.Planned:
         """Plans a command without telling the tree: for `validate_only`."""
-        return await self._plan_once(self.tree.command(command_id))
+        with under_call():  # it is no command, and has no span
+            return await self._plan_once(self.tree.command(command_id))
 
     def _name_job(self, row: CommandRow, command: Command, world: World) -> None:
         """Description and subject names are what they are when the job is made; they outlive the entities."""
@@ -457,12 +458,12 @@ class Actor:
     @contextmanager
     def _working_on(self, row: CommandRow) -> Iterator[None]:
         """A command's code runs: its ids are on what it logs, and its span is the current one for what it traces."""
-        correlation_id, span = self.tree.job.correlation_id, parse_traceparent(row.own_traceparent)
-        with logs.bound(correlation_id=correlation_id, job_id=self.tree.job.job_id, command_id=row.command_id):
-            if span is None:
+        job, root = self.tree.job, parse_traceparent(self.tree.root.traceparent)
+        with logs.bound(correlation_id=job.correlation_id, job_id=job.job_id, command_id=row.command_id):
+            if root is None:
                 yield
             else:
-                with under(span, correlation_id):
+                with under(root._replace(span_id=row.span_id), job.correlation_id):
                     yield
 
 

@@ -21,26 +21,30 @@ through a crash is one connected trace: it goes on in another process under the 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from hashlib import sha1
-from typing import Final
+from types import MappingProxyType
+from typing import Final, NamedTuple
 
 from chassis import logs
-from chassis.spans import Event, FinishedSpan, Value, parse_traceparent
 from chassis.tracing import Tracing
 from coordinator import wire
 from coordinator.flow import failures
 from coordinator.flow.mutations import Mutations
 from coordinator.flow.tree import FlowTree
 from coordinator.metrics import FlowTallies
-from coordinator.rows import Command, CommandStatus, Job, Leaf, LeafKind, Status
+from coordinator.rows import Command, CommandStatus, Job, Leaf, LeafKind, Status, Subject
 from waybill.v1 import jobstore_pb2
+from waybill_spans import Context, Event, FinishedSpan, Value, parse_traceparent
 
 log = logs.get_logger(__name__)
 
-ANNOUNCE_SECONDS: Final = 1.0
-"""What runs for longer is announced in the trace."""
+ANNOUNCE_SECONDS: Final = 0.8
+"""What runs for longer is announced in the trace: it is to be seen within two seconds of its start."""
+
+_NO_PHASES: Final[Mapping[str, float]] = MappingProxyType({})
 
 _NOT_BEGUN: Final = frozenset({Status.PENDING, Status.SKIPPED, Status.ABORTED})
 """Steps that the store gives no start time for being so: what is told again later goes by that."""
@@ -72,8 +76,8 @@ class Chronicle:
         self._tree = tree
         root = tree.root
         above = parse_traceparent(root.traceparent) if tracing.enabled else None
-        # The root command's place in its trace; None if nobody traces it.
-        self._context = None if above is None else above._replace(span_id=root.span_id)
+        # The root command's place in its trace; None if nobody records it.
+        self._place = above._replace(span_id=root.span_id) if above is not None and above.sampled else None
         self._ids = _ids_of(tree.job)
         self._begun: dict[str, float] = {}  # when each command that has not ended was stored, by its id
         self._phases: dict[str, float] = {}  # when each began
@@ -115,19 +119,13 @@ class Chronicle:
         if written.ended is not None:  # nothing of it goes on
             ended = {command.command_id for command in over}
             over = over + [self._tree.command(each) for each in self._begun if each not in ended]
-            delivered = self._deliveries.expect(revision)
-        else:
-            delivered = None
         self._count(written, over, time)
-        if self._context is not None:
-            for leaf in written.done:
-                self._tell_of_lost(leaf, time)
-            for command in over:
-                self._tell(command, self._begun.get(command.command_id, time), time, delivered)
+        for leaf in written.done:
+            self._tell_of_lost(leaf, time)
+        times = [(command, self._begun.get(command.command_id, time), time) for command in over]
+        self._tell(times, revision if written.ended is not None else None)
         for command in over:
             self._begun.pop(command.command_id, None)
-        if delivered is not None:
-            delivered.close()
         return [command.command_id for command in written.begun if command.command_id in self._begun]
 
     def refused(self) -> None:
@@ -137,18 +135,18 @@ class Chronicle:
     def announce(self, command_id: str) -> None:
         """Says in the trace that a command is under way, unless it has ended."""
         start = self._begun.get(command_id)
-        if start is None or self._context is None:
+        if start is None or self._place is None:
             return
         command = self._tree.command(command_id)
         span_id = sha1(f"{command.span_id} started".encode(), usedforsecurity=False).hexdigest()[:16]
         self._tracing.record(
             FinishedSpan(
                 name=f"{command.command_type} started",
-                context=self._context._replace(span_id=span_id),
+                context=self._place._replace(span_id=span_id),
                 parent_span_id=command.span_id,
                 start=start,
                 end=start,
-                attributes=self._attributes(command),
+                attributes=self._span_of(self._place, command, start, start).attributes,
             )
         )
 
@@ -159,73 +157,66 @@ class Chronicle:
 
         Returns the commands that are under way.
         """
-        delivered = self._deliveries.expect(rows.job.revision) if rows.job.HasField("end_time") else None
+        has_ended, over = rows.job.HasField("end_time"), list[tuple[Command, float, float]]()
         for step in rows.steps:
             if not step.parent_step_id and not step.job_id and step.HasField("start_time"):
                 self._phases[step.step_type] = wire.seconds_of(step.start_time)
         for row in rows.commands:
             command, start = self._tree.command(row.command_id), wire.seconds_of(row.create_time)
-            if row.HasField("end_time") or delivered is not None:
+            if row.HasField("end_time") or has_ended:
                 end = wire.seconds_of(row.end_time if row.HasField("end_time") else rows.job.end_time)
-                if self._context is not None:
-                    self._tell(command, start, end, delivered)
+                over.append((command, start, end))
             else:
                 self._begun[row.command_id] = start
-        if delivered is not None:
-            delivered.close()
+        self._tell(over, rows.job.revision if has_ended else None)
         return list(self._begun)
 
     # --- spans -------------------------------------------------------------------------------------------------------
 
-    def _tell(self, command: Command, start: float, end: float, delivered: Delivery | None) -> None:
-        if self._context is None:
-            return
-        is_root = not command.parent_command_id
-        self._tracing.record(
-            FinishedSpan(
-                name=command.command_type,
-                context=self._context._replace(span_id=command.span_id),
-                parent_span_id=command.traceparent[36:52],
-                start=start,
-                end=end,
-                attributes={**self._attributes(command), "command.status": command.status.value},
-                events=[Event(phase, time) for phase, time in self._phases.items()] if is_root else (),
-                error=_error_of(command),
-            ),
-            delivered.wait_for() if delivered is not None else None,
+    def _tell(self, over: Sequence[tuple[Command, float, float]], ended: int | None) -> None:
+        """Records the spans of commands, each with its start and end; `ended`: they end their flow at that revision.
+
+        Those are owed until the last of them is delivered.
+        """
+        if self._place is not None:
+            spans = [self._span_of(self._place, *each) for each in over]
+            for span in spans[:-1]:
+                self._tracing.record(span)
+            for span in spans[-1:]:
+                self._tracing.record(span, None if ended is None else self._deliveries.expect(ended))
+        if ended is not None:
+            self._deliveries.passed(ended)
+
+    def _span_of(self, root: Context, command: Command, start: float, end: float) -> _CommandSpan:
+        job, step = self._tree.job, self._tree.steps.get(command.step_id)
+        return _CommandSpan(
+            root,
+            command,
+            job.correlation_id,
+            self._tree.job_id_of(command),
+            (step if step is not None else job).subjects,
+            start,
+            end,
+            _NO_PHASES if command.parent_command_id else {**self._phases},
         )
 
     def _tell_of_lost(self, leaf: Leaf, end: float) -> None:
         """A host tells of its tasks itself, unless it will never be heard of again."""
-        if self._context is None or leaf.kind is not LeafKind.TASK or leaf.state != "UNKNOWN":
+        if self._place is None or leaf.kind is not LeafKind.TASK or leaf.state != "UNKNOWN":
             return
-        command = self._tree.command(leaf.command_id)
+        command, start = self._tree.command(leaf.command_id), self._begun.get(leaf.command_id, end)
+        attributes = self._span_of(self._place, command, start, end).attributes
         self._tracing.record(
             FinishedSpan(
                 name=f"task {leaf.verb}",
-                context=self._context._replace(span_id=leaf.span_id),
+                context=self._place._replace(span_id=leaf.span_id),
                 parent_span_id=command.span_id,
-                start=self._begun.get(leaf.command_id, end),
+                start=start,
                 end=end,
-                attributes={**self._attributes(command), "host.id": leaf.host_id, "task.id": leaf.task_id},
+                attributes={**attributes, "host.id": leaf.host_id, "task.id": leaf.task_id},
                 error=leaf.error.reason if leaf.error is not None else "TASK_LOST",
             )
         )
-
-    def _attributes(self, command: Command) -> dict[str, Value]:
-        job = self._tree.job
-        attributes: dict[str, Value] = {
-            "correlation_id": job.correlation_id,
-            "job.id": self._tree.job_id_of(command),
-            "command.id": command.command_id,
-        }
-        if command.step_id:
-            attributes["step.id"] = command.step_id
-        step = self._tree.steps.get(command.step_id)
-        for subject in (step.subjects if step is not None else job.subjects)[:1]:
-            attributes["entity.type"] = subject.entity_type
-            attributes["entity.id"] = subject.entity_id
-        return attributes
 
     # --- metrics ------------------------------------------------------------------------------------------------------
 
@@ -276,26 +267,51 @@ def _error_of(command: Command) -> str:
     return f"{command.error.reason}: {command.error.message}"
 
 
+class _CommandSpan(NamedTuple):
+    """What the span of a command is made of, once it leaves: a row that does not change any more, the store's times."""
+
+    root: Context
+    """The root command's place."""
+    command: Command
+    correlation_id: str
+    job_id: str
+    subjects: Sequence[Subject]
+    start: float
+    end: float
+    phases: Mapping[str, float]
+    """Of the job, when each began; the root command's alone has them."""
+
+    @property
+    def attributes(self) -> dict[str, Value]:
+        """By what it is found."""
+        attributes: dict[str, Value] = {
+            "correlation_id": self.correlation_id,
+            "job.id": self.job_id,
+            "command.id": self.command.command_id,
+        }
+        if self.command.step_id:
+            attributes["step.id"] = self.command.step_id
+        for subject in self.subjects[:1]:
+            attributes["entity.type"] = subject.entity_type
+            attributes["entity.id"] = subject.entity_id
+        return attributes
+
+    def encoded(self) -> bytes:
+        """Returns it as OTLP's Span."""
+        command = self.command
+        return FinishedSpan(
+            name=command.command_type,
+            context=self.root._replace(span_id=command.span_id),
+            parent_span_id=command.traceparent[36:52],
+            start=self.start,
+            end=self.end,
+            attributes={**self.attributes, "command.status": command.status.value},
+            events=[Event(phase, time) for phase, time in self.phases.items()],
+            error=_error_of(command),
+        ).encoded()
+
+
 # --- what is delivered -----------------------------------------------------------------------------------------------
-
-
-@dataclass(slots=True)
-class Delivery:
-    """The last spans of one flow, on their way."""
-
-    over: Callable[[], None]
-    _open: int = 1
-
-    def wait_for(self) -> Callable[[], None]:
-        """Returns what to call when one more is delivered."""
-        self._open += 1
-        return self.close
-
-    def close(self) -> None:
-        """One less to wait for."""
-        self._open -= 1
-        if not self._open:
-            self.over()
 
 
 @dataclass(slots=True)
@@ -306,17 +322,19 @@ class Deliveries:
     _latest: int = 0
     _owed: dict[int, int] = field(default_factory=dict)  # flows by the revision of their end
 
-    def expect(self, revision: int) -> Delivery:
-        """A flow's end is stored at that revision; its spans follow."""
-        self._latest = max(self._latest, revision)
+    def expect(self, revision: int) -> Callable[[], None]:
+        """A flow's end is stored at that revision; its spans follow. Returns what to call when they are delivered."""
         self._owed[revision] = self._owed.get(revision, 0) + 1
+        return partial(self._delivered, revision)
 
-        def over() -> None:
-            self._owed[revision] -= 1
-            if not self._owed[revision]:
-                del self._owed[revision]
+    def passed(self, revision: int) -> None:
+        """A flow's end is stored at that revision; what is not expected of it by now is not owed."""
+        self._latest = max(self._latest, revision)
 
-        return Delivery(over)
+    def _delivered(self, revision: int) -> None:
+        self._owed[revision] -= 1
+        if not self._owed[revision]:
+            del self._owed[revision]
 
     @property
     def mark(self) -> int:

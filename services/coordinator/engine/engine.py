@@ -32,7 +32,6 @@ from chassis import logs
 from chassis.background import Background
 from chassis.clock import Clock, Ids
 from chassis.errors import WaybillError, failed_precondition, internal, unavailable
-from chassis.spans import format_traceparent
 from chassis.tracing import Tracing, no_tracing, parent_of_work
 from coordinator import wire
 from coordinator.commands.base import Command, Registry
@@ -58,6 +57,7 @@ from coordinator.rows import Cancel, Dependency, EventNote, Job, Severity, Subje
 from coordinator.rows import Command as CommandRow
 from coordinator.world import Entity
 from waybill.v1 import jobs_pb2, jobstore_pb2
+from waybill_spans import format_traceparent
 
 log = logs.get_logger(__name__)
 
@@ -459,7 +459,7 @@ class Engine:
         self._by_task[task_id] = actor
 
     def announce_later(self, actor: Actor, command_ids: Iterable[str]) -> None:
-        """These commands of a flow began: what still runs after a second is announced in the trace."""
+        """These commands of a flow began: what runs for long is announced in the trace."""
         if self.tracing.enabled:
             due = self.clock.monotonic() + ANNOUNCE_SECONDS
             # By its id: to hold what has ended would keep the garbage collector busy.

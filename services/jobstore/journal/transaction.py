@@ -13,7 +13,6 @@ from google.protobuf.timestamp_pb2 import Timestamp
 
 from chassis import logs
 from chassis.errors import WaybillError
-from chassis.spans import parse_traceparent
 from jobstore.journal import rows, statements
 from jobstore.journal.declarations import Declarations
 from jobstore.journal.externalturn import follow, read_external_jobs
@@ -89,8 +88,8 @@ def _log(applied: Iterable[tuple[Commit, Apply]], roots: Mapping[str, Root], rev
             continue
         else:
             root = roots[commit.flow_command_id]
-            context = parse_traceparent(root.traceparent)
-            status, command_type, trace_id = commit.job.status, root.command_type, context.trace_id if context else ""
+            # As the coordinator made it of its caller's: version, trace …
+            status, command_type, trace_id = commit.job.status, root.command_type, root.traceparent[3:35]
         log.info(
             "job changed status",
             status=jobs_pb2.ExecutionStatus.Name(status).removeprefix("EXECUTION_STATUS_"),

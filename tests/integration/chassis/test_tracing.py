@@ -12,11 +12,13 @@ import pytest
 from grpc_channelz.v1 import channelz_pb2, channelz_pb2_grpc
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
-from opentelemetry import trace
+from opentelemetry import baggage, trace
 from tests.otlp_sink import OtlpSink, SinkSpan
 
 from chassis import errors, tracing
+from chassis.logs import add_ids
 from chassis.server import Mount, Server
+from chassis.tracing import under_call
 
 TRACE_ID = "0af7651916cd43dd8448eb211c80319c"
 PARENT = "b7ad6b7169203331"
@@ -273,13 +275,28 @@ class TestWhatHasNoSpan:
         assert await traced.spans() == []
 
 
-async def test_the_span_is_the_current_one_while_the_call_runs(traced: Traced) -> None:
-    current: list[str] = []
+async def test_code_of_others_finds_the_call_s_span_where_it_looks_for_it(traced: Traced) -> None:
+    current: list[tuple[str, object]] = []
 
     async def look(_rpc: Any) -> bytes:
-        current.append(f"{trace.get_current_span().get_span_context().span_id:016x}")
+        with under_call():
+            span_id = trace.get_current_span().get_span_context().span_id
+            current.append((f"{span_id:016x}", baggage.get_baggage("correlation_id")))
         return b""
 
     traced.do = look
+    await traced.unary(metadata=(("x-correlation-id", "c-1"),))
+    assert current == [((await traced.span()).span_id, "c-1")]
+
+
+async def test_lines_of_the_log_name_the_call_s_span(traced: Traced) -> None:
+    lines: list[Any] = []
+
+    async def say(_rpc: Any) -> bytes:
+        lines.append(add_ids(None, "info", {"event": "said"}))
+        return b""
+
+    traced.do = say
     await traced.unary()
-    assert current == [(await traced.span()).span_id]
+    span = await traced.span()
+    assert [(line["trace_id"], line["span_id"]) for line in lines] == [(span.trace_id, span.span_id)]

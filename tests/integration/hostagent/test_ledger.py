@@ -11,6 +11,7 @@ from chassis.clock import Uuid7Ids
 from chassis.errors import WaybillError, failed_precondition
 from hostagent.ledger import FlowOwner, Ledger, LedgerRow, RecoveryAction
 from hostagent.task import Ending, TaskResult, TaskSpec
+from waybill_spans import Kept
 
 
 def a_row(ledger: Ledger, task_id: str, **fields: object) -> LedgerRow:
@@ -88,14 +89,14 @@ async def test_spans_outlive_their_tasks_until_they_are_forgotten(tmp_path: Path
         first, second = a_row(ledger, "t1"), a_row(ledger, "t2")
         await ledger.accept([first, second], now=1.0)
         for row in (first, second):
-            await ledger.finish(row, done, progress=100, end_time=200.0, span=a_span(row.spec.task_id))
+            await ledger.finish(row, done, progress=100, end_time=200.0, span=Kept(a_span(row.spec.task_id)))
         await ledger.clear([first, second], [], now=2.0)
-        ledger.forget_span(first.number)
+        ledger.forget_spans([first.number])
     async with Ledger(path, Uuid7Ids()) as ledger:
         assert await ledger.spans() == [(second.number, a_span("t2"))]
         third = a_row(ledger, "t3")  # whose number must not be that of a span
         await ledger.accept([third], now=3.0)
-        await ledger.finish(third, done, progress=100, end_time=200.0, span=a_span("t3"))
+        await ledger.finish(third, done, progress=100, end_time=200.0, span=Kept(a_span("t3")))
         assert [span for _, span in await ledger.spans()] == [a_span("t2"), a_span("t3")]
 
 
@@ -104,10 +105,10 @@ async def test_a_span_that_cannot_be_forgotten_disturbs_nobody(tmp_path: Path) -
     async with Ledger(path, Uuid7Ids()) as ledger:
         row = a_row(ledger, "t1")
         await ledger.accept([row], now=1.0)
-        await ledger.finish(row, Ending(TaskResult.SUCCESS), progress=100, end_time=2.0, span=a_span("s"))
+        await ledger.finish(row, Ending(TaskResult.SUCCESS), progress=100, end_time=2.0, span=Kept(a_span("s")))
         with sqlite3.connect(path) as saboteur:
             saboteur.execute("CREATE TRIGGER full BEFORE DELETE ON span BEGIN SELECT raise(ABORT, 'disk full'); END")
-        ledger.forget_span(row.number)
+        ledger.forget_spans([row.number])
     async with Ledger(path, Uuid7Ids()) as ledger:
         assert [number for number, _ in await ledger.spans()] == [row.number]
 

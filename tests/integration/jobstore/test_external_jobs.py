@@ -14,7 +14,6 @@ from tests.integration.conftest import RunningJobstore
 from chassis.clock import SystemClock, Uuid7Ids
 from chassis.context import CallContext
 from chassis.errors import WaybillError
-from chassis.spans import Context
 from coordinator.externals import Externals
 from jobstore.heartbeats import Listener
 from jobstore.journal.externaljobs import ExternalJobs, beating_pool
@@ -22,6 +21,7 @@ from jobstore.journal.journal import Journal
 from jobstore.snapshots import reading_pool
 from waybill.v1 import coordinator_pb2 as asked
 from waybill.v1 import jobs_pb2, jobstore_pb2
+from waybill_spans import Context
 
 IDS = Uuid7Ids()
 ANN = CallContext("spring-cleaning", "ann")

@@ -5,8 +5,10 @@ from __future__ import annotations
 import random
 from collections.abc import Callable
 
+import pytest
+from tests.otlp_sink import SinkSpan, span_of
+
 from chassis.clock import ManualClock
-from chassis.spans import FinishedSpan
 from chassis.tracing import Tracing
 from coordinator.engine.chronicle import Chronicle, Deliveries
 from coordinator.flow import events as ev
@@ -14,6 +16,7 @@ from coordinator.flow.tree import FlowTree
 from coordinator.metrics import FlowTallies
 from coordinator.plan import nothing
 from coordinator.rows import Cancel, Command, Failure, Job
+from waybill_spans import Recorded
 
 PLANNED = ev.Planned("c1", nothing())
 TRACE, CALLER, OWN = "ab" * 16, "cd" * 8, "ef" * 8
@@ -24,15 +27,15 @@ class Collector(Tracing):
 
     def __init__(self) -> None:
         super().__init__(None, ManualClock(0.0), random.Random(1))
-        self.spans: list[FinishedSpan] = []
+        self.spans: list[SinkSpan] = []
         self.waiting: list[Callable[[], None]] = []
 
     @property
     def enabled(self) -> bool:
         return True
 
-    def record(self, span: FinishedSpan, exported: Callable[[], None] | None = None) -> None:
-        self.spans.append(span)
+    def record(self, span: Recorded, exported: Callable[[], None] | None = None) -> None:
+        self.spans.append(span_of(span.encoded()))
         if exported is not None:
             self.waiting.append(exported)
 
@@ -61,28 +64,26 @@ class TestWhatIsOwed:
 
     def test_without_a_collector_there_is_no_mark(self) -> None:
         deliveries = Deliveries(enabled=False)
-        deliveries.expect(7).close()
+        deliveries.passed(7)
         assert deliveries.mark == -1
 
-    def test_what_ended_is_owed_until_all_of_it_is_delivered(self) -> None:
+    def test_what_ended_is_owed_until_it_is_delivered(self) -> None:
         deliveries = Deliveries(enabled=True)
-        delivery = deliveries.expect(7)
-        root, child = delivery.wait_for(), delivery.wait_for()
-        delivery.close()
+        delivered = deliveries.expect(7)
+        deliveries.passed(7)
         assert deliveries.mark == 6
-        root()
-        assert deliveries.mark == 6
-        child()
+        delivered()
         assert deliveries.mark == 7
 
     def test_the_oldest_debt_counts(self) -> None:
         deliveries = Deliveries(enabled=True)
         first, second, also_second = deliveries.expect(7), deliveries.expect(9), deliveries.expect(9)
-        second.close()
+        deliveries.passed(9)
+        second()
         assert deliveries.mark == 6
-        first.close()
+        first()
         assert deliveries.mark == 8
-        also_second.close()
+        also_second()
         assert deliveries.mark == 9
 
 
@@ -94,8 +95,8 @@ class TestWhatIsTold:
         told = Told()
         assert told.chronicle.recorded(5, 100.0) == []  # nothing is under way any more
         [span] = told.collector.spans
-        assert (span.name, span.context.trace_id, span.context.span_id) == ("Nothing", TRACE, OWN)
-        assert (span.parent_span_id, span.start, span.end, span.error) == (CALLER, 100.0, 100.0, "")
+        assert (span.name, span.trace_id, span.span_id) == ("Nothing", TRACE, OWN)
+        assert (span.parent_span_id, span.start, span.end, span.status) == (CALLER, 100.0, 100.0, "UNSET")
         assert [event.name for event in span.events] == ["VALIDATION", "EXECUTION"]
 
     def test_a_phase_that_was_skipped_never_began(self) -> None:
@@ -103,7 +104,7 @@ class TestWhatIsTold:
         told.chronicle.recorded(5, 100.0)
         [span] = told.collector.spans
         assert [event.name for event in span.events] == ["VALIDATION"]
-        assert span.error == "VM_RUNNING: it runs"
+        assert (span.status, span.message) == ("ERROR", "VM_RUNNING: it runs")
 
     def test_its_delivery_is_owed(self) -> None:
         told = Told()
@@ -119,8 +120,9 @@ class TestWhatIsTold:
         assert told.chronicle.recorded(5, 100.0) == []
         assert told.collector.spans == []
 
-    def test_nothing_of_what_nobody_traces(self) -> None:
-        told = Told(traceparent="")
+    @pytest.mark.parametrize("traceparent", ["", f"00-{TRACE}-{CALLER}-00"])
+    def test_nothing_of_what_nobody_records(self, traceparent: str) -> None:
+        told = Told(traceparent)
         told.chronicle.recorded(5, 100.0)
         assert told.collector.spans == []
         assert told.deliveries.mark == 5

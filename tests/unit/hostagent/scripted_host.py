@@ -32,6 +32,7 @@ from hostagent.record import Record
 from hostagent.recorder import Recorder
 from hostagent.runner import TaskRunner
 from hostagent.task import Ending, Json, TaskSpec, TaskState
+from waybill_spans import Kept, Recorded
 
 AN_OBJECT: Final = ObjectId("o")
 
@@ -154,10 +155,10 @@ class HeldLedger(Ledger):
         return await super().accept(rows, now)
 
     async def finish(
-        self, row: LedgerRow, ending: Ending, *, progress: int, end_time: float, span: bytes | None = None
-    ) -> None:
+        self, row: LedgerRow, ending: Ending, *, progress: int, end_time: float, span: Recorded | None = None
+    ) -> Kept | None:
         await self._room()
-        await super().finish(row, ending, progress=progress, end_time=end_time, span=span)
+        return await super().finish(row, ending, progress=progress, end_time=end_time, span=span)
 
     async def _room(self) -> None:
         await self.disk.wait()
@@ -179,12 +180,13 @@ class ScriptedTracing(Tracing):
     def enabled(self) -> bool:
         return self.has_collector
 
-    def record_kept(self, span: bytes, exported: Callable[[], None]) -> None:
+    def record(self, span: Recorded, exported: Callable[[], None] | None = None) -> None:
         if self.has_collector:
-            self.spans.append(span_of(span))
-            self._exported.append(exported)
+            self.spans.append(span_of(span.encoded()))
+            if exported is not None:
+                self._exported.append(exported)
         else:
-            super().record_kept(span, exported)
+            super().record(span, exported)
 
     def deliver(self) -> None:
         """Brings everything to the collector."""

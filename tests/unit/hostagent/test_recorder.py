@@ -17,6 +17,11 @@ TRACED: dict[str, Any] = {
 }
 
 
+async def recorded(agent: Agent) -> list[SinkSpan]:
+    await agent.settle()
+    return agent.tracing.spans
+
+
 async def kept(agent: Agent) -> list[SinkSpan]:
     await agent.settle()
     return [span_of(span) for _, span in await agent.ledger.spans()]
@@ -30,7 +35,7 @@ async def test_a_span_is_kept_until_it_is_delivered() -> None:
         await agent.host.begun("t1")
         await agent.host.works["t1"].advance(50)
         await agent.finish("t1")
-        (span,) = agent.tracing.spans
+        (span,) = await recorded(agent)
         assert (span.name, span.end - span.start) == ("task resumable", 2)
         assert [event.name for event in span.events] == ["RUNNING", "progress"]
         assert await kept(agent) == [span]
@@ -45,11 +50,11 @@ async def test_what_was_not_delivered_is_recorded_again_by_the_next_process_and_
         await agent.finish("t1")
         await agent.runner.clear(["t1"])
         await agent.restart()
-        first, again = agent.tracing.spans
+        first, again = await recorded(agent)
         assert first == again
         agent.tracing.deliver()
         await agent.restart()
-        assert len(agent.tracing.spans) == 2
+        assert len(await recorded(agent)) == 2
 
 
 async def test_without_a_collector_nothing_is_kept() -> None:
@@ -75,7 +80,7 @@ async def test_a_task_that_nobody_traces_has_no_span() -> None:
         agent.tracing.has_collector = True
         await agent.start("t1")
         await agent.finish("t1")
-        assert (agent.tracing.spans, await kept(agent)) == ([], [])
+        assert (await recorded(agent), await kept(agent)) == ([], [])
 
 
 async def test_a_task_that_is_taken_back_after_its_end_has_one_span() -> None:
@@ -84,10 +89,11 @@ async def test_a_task_that_is_taken_back_after_its_end_has_one_span() -> None:
         await agent.start("t1", **TRACED)
         await (await agent.host.begun("t1")).recover_by("first")
         await agent.finish("t1")
+        await recorded(agent)
         agent.tracing.deliver()
         await agent.runner.revert("t1", OWNER)
         assert (await agent.end_of("t1")).result is TaskResult.CLEAN_SUCCESS
-        (span,) = agent.tracing.spans
+        (span,) = await recorded(agent)
         assert span.attributes["task.result"] == "SUCCESS"
         assert await kept(agent) == []
 
@@ -99,7 +105,7 @@ async def test_a_stopped_task_tells_when_and_is_no_error() -> None:
         await agent.host.begun("t1")
         await agent.runner.stop("t1", OWNER)
         await agent.end_of("t1")
-        (span,) = agent.tracing.spans
+        (span,) = await recorded(agent)
         assert ([event.name for event in span.events], span.message) == (["RUNNING", "ABORTING"], "")
 
 
@@ -110,12 +116,11 @@ async def test_a_span_is_not_recorded_before_the_end_is_in_the_ledger() -> None:
         await agent.host.begun("t1")
         agent.ledger.disk.clear()
         agent.host.fail("t1", failed_precondition("OBJECT_STATE", "no"))
-        await agent.settle()
-        assert agent.tracing.spans == []
+        assert await recorded(agent) == []
         agent.ledger.disk.set()
         ending = await agent.end_of("t1")
         assert isinstance(ending.error, WaybillError)
-        (span,) = agent.tracing.spans
+        (span,) = await recorded(agent)
         assert span.message == "OBJECT_STATE: no"
 
 
@@ -126,5 +131,5 @@ async def test_a_call_has_a_span_too() -> None:
         await agent.host.begun("c1")
         agent.host.finish("c1")
         await calling
-        (span,) = agent.tracing.spans
+        (span,) = await recorded(agent)
         assert span.name == "call short"

@@ -7,9 +7,9 @@ from typing import Any
 import pytest
 
 from chassis.errors import failed_precondition
-from chassis.spans import Context, Event, FinishedSpan
-from hostagent.spans import event_of, task_span
+from hostagent.spans import TaskSpan, event_of, is_recorded
 from hostagent.task import Ending, TaskResult, TaskSpec, TaskState
+from waybill_spans import Context, Event, FinishedSpan
 
 TRACE, PARENT, OWN = "4bf92f3577b34da6a3ce929d0e0e4736", "00f067aa0ba902b7", "53995c3f42cd8ad8"
 TRACEPARENT = f"00-{TRACE}-{PARENT}-01"
@@ -21,7 +21,7 @@ def a_span(ending: Ending = DONE, *, stop_asked: bool = False, is_call: bool = F
     spec = TaskSpec(
         "t1", "deleteImage", {}, **{"correlation_id": "c1", "traceparent": TRACEPARENT, "span_id": OWN, **fields}
     )
-    return task_span(spec, ending, is_call=is_call, host_id="h1", start=100.0, end=101.5, stop_asked=stop_asked)
+    return TaskSpan(spec, ending, is_call, "h1", 100.0, 101.5, stop_asked).finished() if is_recorded(spec) else None
 
 
 def test_it_has_the_reserved_id_beneath_the_command() -> None:

@@ -6,12 +6,13 @@ A span that is over is a plain value. It is put into OTLP's wire form when it le
 from __future__ import annotations
 
 import functools
+import random
 import re
 from collections.abc import Mapping, Sequence
 from types import MappingProxyType
 from typing import Final, Literal, NamedTuple
 
-from chassis import otlp
+from waybill_spans import otlp
 
 Value = otlp.Value
 Kind = Literal["INTERNAL", "SERVER", "CLIENT", "CONSUMER"]
@@ -30,6 +31,17 @@ class Context(NamedTuple):
     """16 hex digits."""
     sampled: bool = True
     """False: the trace's root decided that nobody records it."""
+
+
+def new_span_id(rng: random.Random) -> str:
+    """Returns a fresh one, never 0."""
+    return f"{rng.getrandbits(64) or 1:016x}"
+
+
+def new_root(rng: random.Random) -> Context:
+    """Returns the place of a span that begins a trace."""
+    ids = f"{rng.getrandbits(192) or 1:048x}"
+    return Context(ids[:32], ids[32:])
 
 
 def parse_traceparent(text: str) -> Context | None:

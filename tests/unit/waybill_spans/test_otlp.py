@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from opentelemetry.proto.collector.trace.v1 import trace_service_pb2
 from tests.unit.texts import any_text
 
-from chassis import otlp
+from waybill_spans import otlp
 
 ids = st.binary(min_size=8, max_size=8).map(bytes.hex)
 trace_ids = st.binary(min_size=16, max_size=16).map(bytes.hex)

@@ -16,6 +16,8 @@ Value = str | bool | int | float
 
 _DOUBLE: Final = struct.Struct("<d")
 _FIXED64: Final = struct.Struct("<Q")
+_KIND_AND_TIMES: Final = struct.Struct("<BBBQBQ")
+_SHORT: Final = 128  # bytes
 
 KINDS: Final = {"INTERNAL": 1, "SERVER": 2, "CLIENT": 3, "PRODUCER": 4, "CONSUMER": 5}
 
@@ -46,49 +48,53 @@ def span(
     error: str,
 ) -> bytes:
     """Returns a Span. Ids in hex; times in nanoseconds; `error` empty: the status is unset."""
-    parts = [
-        b"\x0a\x10",
-        bytes.fromhex(trace_id),
-        b"\x12\x08",
-        bytes.fromhex(span_id),
-        b"\x22\x08" + bytes.fromhex(parent_span_id) if parent_span_id else b"",
-        _text(5, name),
-        b"\x30" + bytes((kind,)),
-        b"\x39" + _FIXED64.pack(start),
-        b"\x41" + _FIXED64.pack(end),
-        *[attribute(9, key, value) for key, value in attributes.items()],
-    ]
+    ids = f"0a10{trace_id}1208{span_id}2208{parent_span_id}" if parent_span_id else f"0a10{trace_id}1208{span_id}"
+    parts = [bytes.fromhex(ids), _known_text(5, name), _KIND_AND_TIMES.pack(0x30, kind, 0x39, start, 0x41, end)]
+    _add_attributes(parts, 9, attributes)
     for event, time, more in events:
-        body = b"\x09" + _FIXED64.pack(time) + _text(2, event)
-        parts.append(_message(11, body + b"".join(attribute(3, key, value) for key, value in more.items())))
+        body = [b"\x09", _FIXED64.pack(time), _known_text(2, event)]
+        if more:
+            _add_attributes(body, 3, more)
+        parts.append(_message(11, b"".join(body)))
     for trace, linked in links:
-        parts.append(_message(13, b"\x0a\x10" + bytes.fromhex(trace) + b"\x12\x08" + bytes.fromhex(linked)))
+        parts.append(_message(13, bytes.fromhex(f"0a10{trace}1208{linked}")))
     if error:
         parts.append(_message(15, _text(2, error) + b"\x18\x02"))
     return b"".join(parts)
 
 
+def _add_attributes(parts: list[bytes], number: int, attributes: Mapping[str, Value]) -> None:
+    """Adds KeyValues as fields of that number; nearly all are short texts, and what stands before those is known."""
+    for key, value in attributes.items():
+        if isinstance(value, str) and len(text := value.encode(errors="replace")) < _SHORT:
+            parts.append(_before_short_text(number, key, len(text)))
+            parts.append(text)
+        else:
+            parts.append(attribute(number, key, value))
+
+
 def attribute(number: int, key: str, value: Value) -> bytes:
     """Returns a KeyValue as a field of that number."""
     if isinstance(value, str):
-        text, named = value.encode(errors="replace"), _key(key)
-        size = len(text)
-        if size + len(named) < 124:  # then each length is one byte, as it is in nearly all
-            whole = _TAGS[number] + _SMALL[size + len(named) + 4] + named
-            return whole + b"\x12" + _SMALL[size + 2] + b"\x0a" + _SMALL[size] + text
-        held = _message(1, text)
+        held = _text(1, value)
     elif isinstance(value, bool):
         held = b"\x10\x01" if value else b"\x10\x00"
     elif isinstance(value, int):
         held = b"\x18" + _varint(value & 0xFFFFFFFFFFFFFFFF)
     else:
         held = b"\x21" + _DOUBLE.pack(value)
-    return _message(number, _key(key) + _message(2, held))
+    return _message(number, _text(1, key) + _message(2, held))
 
 
-@lru_cache(maxsize=256)
-def _key(key: str) -> bytes:
-    return _text(1, key)
+@lru_cache(maxsize=4096)  # some twenty keys, each with a length or two
+def _before_short_text(number: int, key: str, size: int) -> bytes:
+    whole = attribute(number, key, " " * size)
+    return whole[: len(whole) - size]
+
+
+@lru_cache(maxsize=1024)  # of low cardinality
+def _known_text(number: int, text: str) -> bytes:
+    return _text(number, text)
 
 
 def _text(number: int, text: str) -> bytes:
