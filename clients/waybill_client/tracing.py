@@ -3,7 +3,7 @@
 | who makes them | when |
 | --- | --- |
 | the application's OpenTelemetry SDK | the client is given a tracer provider, or the application has set one up |
-| the client | it is given a collector's address; a span costs a fifth of the SDK's, and all are recorded |
+| the client | it is given a collector's address; a span costs a quarter of the SDK's, and all are recorded |
 | nobody | else; that costs next to nothing |
 
 A call that begins an action (RunCommand, CancelJob …) has a span always, and is a trace's root where nothing above it

@@ -187,7 +187,7 @@ async def test_a_command_s_code_runs_under_the_command_s_span(
     journal.willing = True
     caller = tracing.Context("ab" * 16, "cd" * 8)
     context = contextvars.copy_context()
-    context.run(tracing._parent.set, caller)
+    context.run(tracing._caller.set, caller)
     job = await context.run(submit, engine, 1)
     assert seen == [(f"{caller.trace_id}-{job.span_id}", "corr-1")]
     assert job.trace_id == caller.trace_id
