@@ -4,9 +4,9 @@ Method. Everything runs here, in processes of its own: the services as they ship
 on), a client that submits and a client that watches. W1 is a command of a plug-in (`tests/plugin`) with one task that
 takes no time, so all that is measured is ours. A throughput run keeps `--in-flight` jobs under way, from submission
 until the watcher has seen them FINISHED, after a run that warms up. With and without tracing are two stacks that run
-in turns, a lap each: what tracing costs is the median of the laps' differences, for the machine is never the same for
-long. Then, on the same server, the rows that such a job
-leaves are written by nothing but Postgres: what no system that stores them can exceed.
+in turns, a lap each, and are begun anew several times: what tracing costs is the median of the laps' differences, for
+the machine is never the same for long, and equal stacks are not alike. Then, on the same server, the rows that such a
+job leaves are written by nothing but Postgres: what no system that stores them can exceed.
 
 How to read it. Machines are noisy and others use them, so absolute times mean nothing: compare ratios of one run. The
 ratio to Postgres alone says how far we are from the limit. CPU per job is what throughput comes from: on a machine of
@@ -38,7 +38,7 @@ import sampling
 import wide
 from chassis import logs
 from child import Child, ChildFailed
-from figures import cost_of_tracing, whole
+from figures import Throughput, cost_of_tracing, whole
 from limit import raw_limit
 from options import Options, parse
 from stage import FOLDER, Stage, staged
@@ -51,6 +51,7 @@ _READY_SECONDS = 60.0
 _WARM_UP_JOBS = 1000
 _WARM_UP_LATENCY = 30
 _LATENCY_JOBS = 300
+_PAIRS = 4
 
 
 async def measure(options: Options, files: Path) -> report.Figures:
@@ -74,11 +75,8 @@ async def _measure_w1(stage: Stage, options: Options, files: Path, figures: repo
     if {"single", "multiple"} & set(options.only):
         await runs.warm_up(stage, jobs=min(_WARM_UP_JOBS, options.jobs), in_flight=options.in_flight)
     if {"single", "untraced"} & set(options.only):
-        async with _stages_of_single(stage, options) as stages:
-            async with _perhaps_sampled(stage, options, files) as figures.profile:
-                laps = await runs.in_turns(stages, jobs=options.jobs, in_flight=options.in_flight)
-            if "untraced" in stages:
-                await check(stages["untraced"])
+        async with _perhaps_sampled(stage, options, files) as figures.profile:
+            laps = await _single(stage, options)
         figures.throughputs.update({name: whole(runs_of_it) for name, runs_of_it in laps.items()})
         figures.tracing = cost_of_tracing(laps)
     if "multiple" in options.only:
@@ -94,16 +92,31 @@ async def _measure_w1(stage: Stage, options: Options, files: Path, figures: repo
         figures.limit = await raw_limit(stage.postgres.url, stage.accountant(), jobs=2 * options.jobs)
 
 
-@asynccontextmanager
-async def _stages_of_single(stage: Stage, options: Options) -> AsyncIterator[dict[str, Stage]]:
-    """The stages on which W1 runs, one RPC a job: with tracing, and without on one of its own, as asked for."""
-    stages = {"single": stage} if "single" in options.only else {}
+async def _single(stage: Stage, options: Options) -> dict[str, list[Throughput]]:
+    """Runs W1, one RPC a job, with tracing and without, as asked for; both on several stacks, `stage` among them.
+
+    For stacks that are equal in everything differ by more than tracing costs, each as long as it lives.
+    """
     if "untraced" not in options.only:
-        yield stages
-        return
-    async with staged(collector="") as untraced:
-        await runs.warm_up(untraced, jobs=min(_WARM_UP_JOBS, options.jobs), in_flight=options.in_flight)
-        yield {**stages, "untraced": untraced}
+        return await runs.in_turns({"single": stage}, jobs=options.jobs, in_flight=options.in_flight)
+    laps: dict[str, list[Throughput]] = {name: [] for name in ("single", "untraced") if name in options.only}
+    for pair in range(_PAIRS):
+        async with AsyncExitStack() as stack:
+            # Each comes first as often as second, for the second to start finds a warmer machine.
+            wanted = [name for name in ("single", "untraced")[:: 1 if pair % 2 else -1] if name in options.only]
+            stages: dict[str, Stage] = {}
+            for name in wanted:
+                if name == "single" and pair == 0:
+                    stages[name] = stage  # warm already
+                    continue
+                collector = stage.collector if name == "single" else ""
+                stages[name] = await stack.enter_async_context(staged(collector))
+                await runs.warm_up(stages[name], jobs=min(_WARM_UP_JOBS, options.jobs), in_flight=options.in_flight)
+            some = await runs.in_turns(stages, jobs=max(1, options.jobs // 2), in_flight=options.in_flight)
+            for name, each in some.items():
+                laps[name].extend(each)
+                await check(stages[name])
+    return laps
 
 
 @asynccontextmanager
