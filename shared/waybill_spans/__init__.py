@@ -3,7 +3,7 @@
     FinishedSpan ─▶ Outbox (`delivery.py`) ─▶ OTLP's wire form (`otlp.py`) ─▶ a collector, by gRPC
 
 It stands on gRPC alone and knows nothing of Waybill. OpenTelemetry's SDK does the same, and more, at ten times the
-price for each span (measured), which is more than a job's spans may cost.
+price for each span in a loop of its own (measured).
 """
 
 from waybill_spans.delivery import EXPORT, Kept, Outbox, Recorded, encoded
