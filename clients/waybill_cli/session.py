@@ -55,14 +55,17 @@ class Session:
     jaeger_url: str = ""
 
     def client(self) -> WaybillClient:
-        """A client of these services."""
-        return WaybillClient(
-            self.coordinator,
-            self.jobstore,
-            user=self.user,
-            timeout=self.timeout,
-            traces_endpoint=os.environ.get("WAYBILL_TRACES_ENDPOINT", ""),
-        )
+        """A client of these services. Raises Complaint if WAYBILL_TRACES_ENDPOINT is no address."""
+        try:
+            return WaybillClient(
+                self.coordinator,
+                self.jobstore,
+                user=self.user,
+                timeout=self.timeout,
+                traces_endpoint=os.environ.get("WAYBILL_TRACES_ENDPOINT", ""),
+            )
+        except ValueError as problem:
+            raise Complaint(f"WAYBILL_TRACES_ENDPOINT: {problem}", "host:port of an OTLP collector") from None
 
     def jaeger(self) -> Jaeger | None:
         """Jaeger, if it was said where it is."""

@@ -70,7 +70,7 @@ class WaybillClient:
         tracer_provider: TracerProvider | None = None,
         traces_endpoint: str = "",
     ) -> None:
-        """Raises ValueError if both `tracer_provider` and `traces_endpoint` are given."""
+        """Raises ValueError if `traces_endpoint` is no address, or is given besides `tracer_provider`."""
         self.coordinator_address = coordinator or os.environ.get("WAYBILL_COORDINATOR") or DEFAULT_COORDINATOR
         self.jobstore_address = jobstore or os.environ.get("WAYBILL_JOBSTORE") or DEFAULT_JOBSTORE
         self._spans = call_spans(tracer_provider, traces_endpoint)

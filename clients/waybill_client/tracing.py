@@ -32,7 +32,7 @@ from opentelemetry import baggage, context, propagate, trace
 from opentelemetry.baggage.propagation import W3CBaggagePropagator
 from opentelemetry.trace import SpanKind, Status, StatusCode
 
-from waybill_client.channels import open_channel
+from waybill_client.channels import open_channel, target
 from waybill_spans import EXPORT, Context, FinishedSpan, Outbox, Value, format_traceparent, new_root, new_span_id
 
 _STATUS: Final = "rpc.grpc.status_code"
@@ -74,7 +74,7 @@ class CallSpans(Protocol):
 def call_spans(provider: trace.TracerProvider | None = None, collector: str = "") -> CallSpans:
     """Returns what makes spans: a tracer provider's, or the client for a collector (`host:port`), or the application's.
 
-    Raises ValueError for both.
+    Raises ValueError for both, and for an address that is none.
     """
     if provider is not None and collector:
         raise ValueError("spans are made by tracer_provider or for traces_endpoint, not both")
@@ -161,6 +161,11 @@ class CollectedSpans:
     """Spans that the client makes, and brings to a collector by itself."""
 
     def __init__(self, collector: str) -> None:
+        """Raises ValueError for an address that is none: now, for a call that was made must not fail of its span."""
+        try:
+            target(collector)
+        except ValueError as problem:
+            raise ValueError(f"traces_endpoint: {problem}") from None
         self._collector = collector
         self._rng = random.Random()
         self._outbox: Outbox | None = None

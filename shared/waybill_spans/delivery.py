@@ -52,7 +52,7 @@ def encoded(span: Recorded) -> bytes:
     """Returns a span as OTLP's Span; empty if it cannot be told: a defect of the record must not stop the work."""
     try:
         return span.encoded()
-    except Exception:
+    except Exception:  # whatever it is: the work is done, and only its record is lost
         log.exception("a span cannot be told")
         return b""
 
@@ -108,7 +108,7 @@ class Outbox:
         try:
             await asyncio.wait_for(self._idle.wait(), seconds)
         except TimeoutError:
-            log.warning("%d spans were not delivered", len(self._queue) + self._on_the_way)
+            log.warning("spans that the collector did not take in time: %d", len(self._queue) + self._on_the_way)
 
     async def run(self) -> None:
         """Delivers for ever."""
