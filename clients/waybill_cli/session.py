@@ -55,7 +55,7 @@ class Session:
     jaeger_url: str = ""
 
     def client(self) -> WaybillClient:
-        """A client of these services. Raises Complaint if WAYBILL_TRACES_ENDPOINT is no address."""
+        """A client of these services. Raises Complaint for what is no address."""
         try:
             return WaybillClient(
                 self.coordinator,
@@ -65,7 +65,9 @@ class Session:
                 traces_endpoint=os.environ.get("WAYBILL_TRACES_ENDPOINT", ""),
             )
         except ValueError as problem:
-            raise Complaint(f"WAYBILL_TRACES_ENDPOINT: {problem}", "host:port of an OTLP collector") from None
+            raise Complaint(
+                str(problem), "an address is host:port; of several with commas between, each has an IP"
+            ) from None
 
     def jaeger(self) -> Jaeger | None:
         """Jaeger, if it was said where it is."""

@@ -68,6 +68,14 @@ def target(addresses: str) -> str:
     return f"ipv{versions.pop()}:{','.join(each)}"
 
 
+def check(name: str, addresses: str) -> None:
+    """Raises ValueError, which names the argument, for what `open_channel` would not take."""
+    try:
+        target(addresses)
+    except ValueError as problem:
+        raise ValueError(f"{name}: {problem}") from None
+
+
 def _ip_version(address: str) -> int | None:
     host, _, port = address.rpartition(":")
     try:

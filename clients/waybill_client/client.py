@@ -33,7 +33,7 @@ from waybill.v1.jobs_pb2 import (
     Subject,
 )
 from waybill_client.calls import Caller, pages
-from waybill_client.channels import open_channel
+from waybill_client.channels import check, open_channel
 from waybill_client.errors import DeadlineExceeded, Unavailable, WaybillError
 from waybill_client.filters import where
 from waybill_client.tracing import call_spans
@@ -70,9 +70,11 @@ class WaybillClient:
         tracer_provider: TracerProvider | None = None,
         traces_endpoint: str = "",
     ) -> None:
-        """Raises ValueError if `traces_endpoint` is no address, or is given besides `tracer_provider`."""
+        """Raises ValueError for what is no address, and for both `traces_endpoint` and `tracer_provider`."""
         self.coordinator_address = coordinator or os.environ.get("WAYBILL_COORDINATOR") or DEFAULT_COORDINATOR
         self.jobstore_address = jobstore or os.environ.get("WAYBILL_JOBSTORE") or DEFAULT_JOBSTORE
+        check("coordinator", self.coordinator_address)
+        check("jobstore", self.jobstore_address)
         self._spans = call_spans(tracer_provider, traces_endpoint)
         self._runs = Caller(f"coordinator at {self.coordinator_address}", user, timeout, wait_for_ready, self._spans)
         self._reads = Caller(f"jobstore at {self.jobstore_address}", user, timeout, wait_for_ready, self._spans)

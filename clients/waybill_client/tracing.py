@@ -32,7 +32,7 @@ from opentelemetry import baggage, context, propagate, trace
 from opentelemetry.baggage.propagation import W3CBaggagePropagator
 from opentelemetry.trace import SpanKind, Status, StatusCode
 
-from waybill_client.channels import open_channel, target
+from waybill_client.channels import check, open_channel
 from waybill_spans import EXPORT, Context, FinishedSpan, Outbox, Value, format_traceparent, new_root, new_span_id
 
 _STATUS: Final = "rpc.grpc.status_code"
@@ -162,10 +162,7 @@ class CollectedSpans:
 
     def __init__(self, collector: str) -> None:
         """Raises ValueError for an address that is none: now, for a call that was made must not fail of its span."""
-        try:
-            target(collector)
-        except ValueError as problem:
-            raise ValueError(f"traces_endpoint: {problem}") from None
+        check("traces_endpoint", collector)
         self._collector = collector
         self._rng = random.Random()
         self._outbox: Outbox | None = None

@@ -207,8 +207,9 @@ async def test_opentelemetry_s_variables_describe_the_process(
 
 
 def test_an_address_that_is_none_is_refused_before_any_call_is_made() -> None:
-    with pytest.raises(ValueError, match="traces_endpoint: several addresses"):
-        WaybillClient(traces_endpoint="collector:4317,other:4317")
+    for argument in ("coordinator", "jobstore", "traces_endpoint"):
+        with pytest.raises(ValueError, match=f"{argument}: several addresses"):
+            WaybillClient(**{argument: "here:4317,there:4317"})  # type: ignore[arg-type]
 
 
 def test_spans_have_one_maker() -> None:
