@@ -33,7 +33,7 @@ from opentelemetry.baggage.propagation import W3CBaggagePropagator
 from opentelemetry.trace import SpanKind, Status, StatusCode
 
 from waybill_client.channels import check, open_channel
-from waybill_spans import EXPORT, Context, FinishedSpan, Outbox, Value, format_traceparent, new_root, new_span_id
+from waybill_spans import EXPORT, Context, Outbox, Value, format_traceparent, new_root, new_span_id, otlp
 
 _STATUS: Final = "rpc.grpc.status_code"
 _ACTIONS: Final = "waybill.v1.Coordinator/"
@@ -249,16 +249,17 @@ class _CollectedSpan:
         attributes = {**_attributes_of(self._name, self._correlation_id), **self._answered}
         if self._failure is not None:
             attributes |= self._failure.attributes
-        return FinishedSpan(
+        return otlp.span(
             name=self._name,
-            context=self._place,
+            trace_id=self._place.trace_id,
+            span_id=self._place.span_id,
             parent_span_id=f"{self._above.span_id:016x}" if self._above.is_valid else "",
+            kind=otlp.CLIENT,
             start=self._start,
             end=max(self._start, self._end),
             attributes=attributes,
             error=self._failure.words if self._failure is not None else "",
-            kind="CLIENT",
-        ).encoded()
+        )
 
 
 def _baggage(correlation_id: str) -> Metadata:

@@ -6,13 +6,14 @@ what it costs in a row. So even its id is made when somebody asks for it, at the
 
 from __future__ import annotations
 
+import functools
 import random
 from collections.abc import Mapping
 from contextvars import ContextVar
 from types import MappingProxyType
 from typing import Final
 
-from waybill_spans import Context, FinishedSpan, Value, new_span_id
+from waybill_spans import Context, Value, new_span_id, otlp
 
 _NOTHING: Final[Mapping[str, Value]] = MappingProxyType({})
 
@@ -61,16 +62,18 @@ class CallSpan:
         """Where it is: in the caller's trace, or in one of its own."""
         if self._place is None:
             assert self.above is not None
-            self._place = self.above._replace(span_id=new_span_id(self._rng))
+            self._place = self.above.at(new_span_id(self._rng))
         return self._place
 
     def encoded(self) -> bytes:
         """Returns it as OTLP's Span."""
-        _, service, method = self.method.split("/", 2)
-        return FinishedSpan(
-            name=f"{service}/{method}",
-            context=self.place,
+        service, method = _parts_of(self.method)
+        return otlp.span(
+            name=self.method[1:],
+            trace_id=self.place.trace_id,
+            span_id=self.place.span_id,
             parent_span_id=self.above.span_id if self.above is not None else "",
+            kind=otlp.SERVER,
             start=self.start,
             end=max(self.start, self.over),
             attributes={
@@ -81,10 +84,16 @@ class CallSpan:
                 **self.described,
                 "rpc.grpc.status_code": self.code,
             },
-            error=self.error,
             links=self.links,
-            kind="SERVER",
-        ).encoded()
+            error=self.error,
+        )
+
+
+@functools.lru_cache(maxsize=256)
+def _parts_of(method: str) -> tuple[str, str]:
+    """Returns service and method of a name as gRPC spells it."""
+    _, service, name = method.split("/", 2)
+    return service, name
 
 
 current: ContextVar[CallSpan | None] = ContextVar("waybill_call_span", default=None)

@@ -58,13 +58,15 @@ class TaskSpan(NamedTuple):
             "task.result": self.ending.result.value,
             "host.id": self.host_id,
         }
+        if "" in attributes.values():
+            attributes = {name: value for name, value in attributes.items() if value}
         return FinishedSpan(
             name=f"{'call' if self.is_call else 'task'} {spec.verb}",
-            context=parent._replace(span_id=spec.span_id),
+            context=parent.at(spec.span_id),
             parent_span_id=parent.span_id,
             start=self.start,
             end=self.end,
-            attributes={name: value for name, value in attributes.items() if value},
+            attributes=attributes,
             events=self.events,
             error=_error_of(self.ending, self.stop_asked),
         )

@@ -17,9 +17,10 @@ Value = str | bool | int | float
 _DOUBLE: Final = struct.Struct("<d")
 _FIXED64: Final = struct.Struct("<Q")
 _KIND_AND_TIMES: Final = struct.Struct("<BBBQBQ")
-_SHORT: Final = 128  # bytes
 
-KINDS: Final = {"INTERNAL": 1, "SERVER": 2, "CLIENT": 3, "PRODUCER": 4, "CONSUMER": 5}
+INTERNAL: Final = 1  # kinds of spans
+SERVER: Final = 2
+CLIENT: Final = 3
 
 
 def request(resource: bytes, scope: str, spans: Iterable[bytes]) -> bytes:
@@ -40,35 +41,43 @@ def span(
     span_id: str,
     parent_span_id: str,
     kind: int,
-    start: int,
-    end: int,
+    start: float,
+    end: float,
     attributes: Mapping[str, Value],
-    events: Iterable[tuple[str, int, Mapping[str, Value]]],
-    links: Iterable[tuple[str, str]],
-    error: str,
+    events: Iterable[tuple[str, float, Mapping[str, Value]]] = (),
+    links: Iterable[tuple[str, str, bool]] = (),
+    error: str = "",
 ) -> bytes:
-    """Returns a Span. Ids in hex; times in nanoseconds; `error` empty: the status is unset."""
+    """Returns a Span. Ids in hex; times in Unix seconds; a link's flag is not said; no `error`: the status is unset."""
     ids = f"0a10{trace_id}1208{span_id}2208{parent_span_id}" if parent_span_id else f"0a10{trace_id}1208{span_id}"
-    parts = [bytes.fromhex(ids), _known_text(5, name), _KIND_AND_TIMES.pack(0x30, kind, 0x39, start, 0x41, end)]
+    times = _KIND_AND_TIMES.pack(0x30, kind, 0x39, _nanos(start), 0x41, _nanos(end))
+    parts = [bytes.fromhex(ids), _known_text(5, name), times]
     _add_attributes(parts, 9, attributes)
     for event, time, more in events:
-        body = [b"\x09", _FIXED64.pack(time), _known_text(2, event)]
+        described: list[bytes] = []
         if more:
-            _add_attributes(body, 3, more)
-        parts.append(_message(11, b"".join(body)))
-    for trace, linked in links:
+            _add_attributes(described, 3, more)
+        before, after = _around_time(event, sum(map(len, described)))
+        parts += (before, _FIXED64.pack(_nanos(time)), after, *described)
+    for trace, linked, _ in links:
         parts.append(_message(13, bytes.fromhex(f"0a10{trace}1208{linked}")))
     if error:
         parts.append(_message(15, _text(2, error) + b"\x18\x02"))
     return b"".join(parts)
 
 
+def _nanos(seconds: float) -> int:
+    return round(seconds * 1e6) * 1000  # stored times are exact to the microsecond, floats not much further
+
+
 def _add_attributes(parts: list[bytes], number: int, attributes: Mapping[str, Value]) -> None:
-    """Adds KeyValues as fields of that number; nearly all are short texts, and what stands before those is known."""
+    """Adds KeyValues as fields of that number. Nearly all are texts, and what stands before those is known."""
     for key, value in attributes.items():
-        if isinstance(value, str) and len(text := value.encode(errors="replace")) < _SHORT:
-            parts.append(_before_short_text(number, key, len(text)))
-            parts.append(text)
+        if type(value) is str:
+            text = value.encode("utf-8", "replace")
+            parts += (_before_text(number, key, len(text)), text)
+        elif type(value) is int:
+            parts.append(_known_number(number, key, value))
         else:
             parts.append(attribute(number, key, value))
 
@@ -87,9 +96,21 @@ def attribute(number: int, key: str, value: Value) -> bytes:
 
 
 @lru_cache(maxsize=4096)  # some twenty keys, each with a length or two
-def _before_short_text(number: int, key: str, size: int) -> bytes:
+def _before_text(number: int, key: str, size: int) -> bytes:
     whole = attribute(number, key, " " * size)
     return whole[: len(whole) - size]
+
+
+@lru_cache(maxsize=1024)
+def _around_time(event: str, more: int) -> tuple[bytes, bytes]:
+    """What stands before and after an event's time, if so many bytes of attributes follow."""
+    name = _text(2, event)
+    return _TAGS[11] + _varint(9 + len(name) + more) + b"\x09", name
+
+
+@lru_cache(maxsize=1024)  # codes, percents
+def _known_number(number: int, key: str, value: int) -> bytes:
+    return attribute(number, key, value)
 
 
 @lru_cache(maxsize=1024)  # of low cardinality

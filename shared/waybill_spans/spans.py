@@ -10,12 +10,11 @@ import random
 import re
 from collections.abc import Mapping, Sequence
 from types import MappingProxyType
-from typing import Final, Literal, NamedTuple
+from typing import Final, NamedTuple
 
 from waybill_spans import otlp
 
 Value = otlp.Value
-Kind = Literal["INTERNAL", "SERVER", "CLIENT", "CONSUMER"]
 
 _TRACEPARENT: Final = re.compile(r"([0-9a-f]{2})-([0-9a-f]{32})-([0-9a-f]{16})-([0-9a-f]{2})(-.*)?", re.ASCII)
 _LONGEST_TRACEPARENT: Final = 256
@@ -31,6 +30,10 @@ class Context(NamedTuple):
     """16 hex digits."""
     sampled: bool = True
     """False: the trace's root decided that nobody records it."""
+
+    def at(self, span_id: str) -> Context:
+        """Returns the place of another span of the same trace."""
+        return Context(self.trace_id, span_id, self.sampled)
 
 
 def new_span_id(rng: random.Random) -> str:
@@ -74,7 +77,7 @@ class Event(NamedTuple):
 
 
 class FinishedSpan(NamedTuple):
-    """A span that is over; times in Unix seconds. Its attributes do not change any more."""
+    """A span that is over, of no call; times in Unix seconds. Its attributes do not change any more."""
 
     name: str
     """Of low cardinality: `RemoveVm`, `task deleteImage`."""
@@ -88,7 +91,6 @@ class FinishedSpan(NamedTuple):
     error: str = ""
     """What went wrong; empty: nothing did, or nobody can say."""
     links: Sequence[Context] = ()
-    kind: Kind = "INTERNAL"
 
     def encoded(self) -> bytes:
         """Returns it as OTLP's Span."""
@@ -97,15 +99,11 @@ class FinishedSpan(NamedTuple):
             trace_id=self.context.trace_id,
             span_id=self.context.span_id,
             parent_span_id=self.parent_span_id,
-            kind=otlp.KINDS[self.kind],
-            start=_nanos(self.start),
-            end=_nanos(self.end),
+            kind=otlp.INTERNAL,
+            start=self.start,
+            end=self.end,
             attributes=self.attributes,
-            events=[(event.name, _nanos(event.time), event.attributes) for event in self.events],
-            links=[(link.trace_id, link.span_id) for link in self.links],
+            events=self.events,
+            links=self.links,
             error=self.error,
         )
-
-
-def _nanos(seconds: float) -> int:
-    return round(seconds * 1e6) * 1000  # stored times are exact to the microsecond, floats not much further

@@ -463,7 +463,7 @@ class Actor:
             if root is None:
                 yield
             else:
-                with under(root._replace(span_id=row.span_id), job.correlation_id):
+                with under(root.at(row.span_id), job.correlation_id):
                     yield
 
 

@@ -37,7 +37,7 @@ from coordinator.flow.tree import FlowTree
 from coordinator.metrics import FlowTallies
 from coordinator.rows import Command, CommandStatus, Job, Leaf, LeafKind, Status, Subject
 from waybill.v1 import jobstore_pb2
-from waybill_spans import Context, Event, FinishedSpan, Value, parse_traceparent
+from waybill_spans import Context, FinishedSpan, Value, otlp, parse_traceparent
 
 log = logs.get_logger(__name__)
 
@@ -45,6 +45,7 @@ ANNOUNCE_SECONDS: Final = 0.8
 """What runs for longer is announced in the trace: it is to be seen within two seconds of its start."""
 
 _NO_PHASES: Final[Mapping[str, float]] = MappingProxyType({})
+_NOTHING: Final[Mapping[str, Value]] = MappingProxyType({})
 
 _NOT_BEGUN: Final = frozenset({Status.PENDING, Status.SKIPPED, Status.ABORTED})
 """Steps that the store gives no start time for being so: what is told again later goes by that."""
@@ -77,7 +78,7 @@ class Chronicle:
         root = tree.root
         above = parse_traceparent(root.traceparent) if tracing.enabled else None
         # The root command's place in its trace; None if nobody records it.
-        self._place = above._replace(span_id=root.span_id) if above is not None and above.sampled else None
+        self._place = above.at(root.span_id) if above is not None and above.sampled else None
         self._ids = _ids_of(tree.job)
         self._begun: dict[str, float] = {}  # when each command that has not ended was stored, by its id
         self._phases: dict[str, float] = {}  # when each began
@@ -142,7 +143,7 @@ class Chronicle:
         self._tracing.record(
             FinishedSpan(
                 name=f"{command.command_type} started",
-                context=self._place._replace(span_id=span_id),
+                context=self._place.at(span_id),
                 parent_span_id=command.span_id,
                 start=start,
                 end=start,
@@ -209,7 +210,7 @@ class Chronicle:
         self._tracing.record(
             FinishedSpan(
                 name=f"task {leaf.verb}",
-                context=self._place._replace(span_id=leaf.span_id),
+                context=self._place.at(leaf.span_id),
                 parent_span_id=command.span_id,
                 start=start,
                 end=end,
@@ -299,16 +300,18 @@ class _CommandSpan(NamedTuple):
     def encoded(self) -> bytes:
         """Returns it as OTLP's Span."""
         command = self.command
-        return FinishedSpan(
+        return otlp.span(
             name=command.command_type,
-            context=self.root._replace(span_id=command.span_id),
+            trace_id=self.root.trace_id,
+            span_id=command.span_id,
             parent_span_id=command.traceparent[36:52],
+            kind=otlp.INTERNAL,
             start=self.start,
             end=self.end,
             attributes={**self.attributes, "command.status": command.status.value},
-            events=[Event(phase, time) for phase, time in self.phases.items()],
+            events=[(phase, time, _NOTHING) for phase, time in self.phases.items()],
             error=_error_of(command),
-        ).encoded()
+        )
 
 
 # --- what is delivered -----------------------------------------------------------------------------------------------
