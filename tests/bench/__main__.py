@@ -4,9 +4,10 @@ Method. Everything runs here, in processes of its own: the services as they ship
 on), a client that submits and a client that watches. W1 is a command of a plug-in (`tests/plugin`) with one task that
 takes no time, so all that is measured is ours. A throughput run keeps `--in-flight` jobs under way, from submission
 until the watcher has seen them FINISHED, after a run that warms up. With and without tracing are two stacks that run
-in turns, a lap each, and are begun anew several times: what tracing costs is the median of the laps' differences, for
-the machine is never the same for long, and equal stacks are not alike. Then, on the same server, the rows that such a
-job leaves are written by nothing but Postgres: what no system that stores them can exceed.
+in turns, short laps of each, and are begun anew several times, for the machine is never the same for long, and equal
+stacks are not alike: what tracing costs is the mean of what the pairs say, each by the median of its laps' differences.
+Then, on the same server, the rows that such a job leaves are written by nothing but Postgres: what no system that
+stores them can exceed.
 
 How to read it. Machines are noisy and others use them, so absolute times mean nothing: compare ratios of one run. The
 ratio to Postgres alone says how far we are from the limit. CPU per job is what throughput comes from: on a machine of
@@ -76,9 +77,10 @@ async def _measure_w1(stage: Stage, options: Options, files: Path, figures: repo
         await runs.warm_up(stage, jobs=min(_WARM_UP_JOBS, options.jobs), in_flight=options.in_flight)
     if {"single", "untraced"} & set(options.only):
         async with _perhaps_sampled(stage, options, files) as figures.profile:
-            laps = await _single(stage, options)
-        figures.throughputs.update({name: whole(runs_of_it) for name, runs_of_it in laps.items()})
-        figures.tracing = cost_of_tracing(laps)
+            pairs = await _single(stage, options)
+        for name in sorted(pairs[0]):
+            figures.throughputs[name] = whole([lap for laps in pairs for lap in laps[name]])
+        figures.tracing = [cost_of_tracing(laps) for laps in pairs if len(laps) > 1]
     if "multiple" in options.only:
         figures.throughputs["multiple"] = await runs.throughput(
             stage,
@@ -92,31 +94,30 @@ async def _measure_w1(stage: Stage, options: Options, files: Path, figures: repo
         figures.limit = await raw_limit(stage.postgres.url, stage.accountant(), jobs=2 * options.jobs)
 
 
-async def _single(stage: Stage, options: Options) -> dict[str, list[Throughput]]:
-    """Runs W1, one RPC a job, with tracing and without, as asked for; both on several stacks, `stage` among them.
+async def _single(stage: Stage, options: Options) -> list[dict[str, list[Throughput]]]:
+    """Runs W1, one RPC a job, with tracing or without, or with both on several pairs of stacks, `stage` among them.
 
-    For stacks that are equal in everything differ by more than tracing costs, each as long as it lives.
+    For stacks that are equal in everything differ by half of what tracing costs, each as long as it lives.
     """
-    if "untraced" not in options.only:
-        return await runs.in_turns({"single": stage}, jobs=options.jobs, in_flight=options.in_flight)
-    laps: dict[str, list[Throughput]] = {name: [] for name in ("single", "untraced") if name in options.only}
+    wanted = [name for name in ("single", "untraced") if name in options.only]
+    if wanted == ["single"]:
+        return [{"single": [await runs.throughput(stage, "single", jobs=options.jobs, in_flight=options.in_flight)]}]
+    pairs = []
     for pair in range(_PAIRS):
         async with AsyncExitStack() as stack:
-            # Each comes first as often as second, for the second to start finds a warmer machine.
-            wanted = [name for name in ("single", "untraced")[:: 1 if pair % 2 else -1] if name in options.only]
             stages: dict[str, Stage] = {}
-            for name in wanted:
+            # Each comes first as often as second, for the second to start finds a warmer machine.
+            for name in wanted[:: 1 if pair % 2 else -1]:
                 if name == "single" and pair == 0:
                     stages[name] = stage  # warm already
                     continue
                 collector = stage.collector if name == "single" else ""
                 stages[name] = await stack.enter_async_context(staged(collector))
                 await runs.warm_up(stages[name], jobs=min(_WARM_UP_JOBS, options.jobs), in_flight=options.in_flight)
-            some = await runs.in_turns(stages, jobs=max(1, options.jobs // 2), in_flight=options.in_flight)
-            for name, each in some.items():
-                laps[name].extend(each)
+            pairs.append(await runs.in_turns(stages, jobs=options.jobs, in_flight=options.in_flight))
+            for name in wanted:
                 await check(stages[name])
-    return laps
+    return pairs
 
 
 @asynccontextmanager

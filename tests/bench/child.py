@@ -1,7 +1,7 @@
 """A program of this folder in a process of its own, so that its CPU is its own. Both sides talk in lines of JSON.
 
-The bench says `go` and hears `ready`, then what came of it. Times that they compare are `time.monotonic`, which is one
-clock for all processes of a machine.
+The bench hears `ready`, says `go` or gives an order, and hears what came of it. Times that they compare are
+`time.monotonic`, which is one clock for all processes of a machine.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import json
 import sys
-from collections.abc import Callable, Coroutine, Sequence
+from collections.abc import AsyncIterator, Callable, Coroutine, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -58,8 +58,12 @@ class Child:
 
     def go(self) -> None:
         """Lets it begin."""
+        self.order()
+
+    def order(self, **words: Any) -> None:
+        """Lets it begin with something; it may be given several orders, one after the other."""
         assert self._process.stdin is not None
-        self._process.stdin.write(b"go\n")
+        self._process.stdin.write(json.dumps(words).encode() + b"\n")
 
     async def hear(self, within: float) -> dict[str, Any]:
         """Its next words; ChildFailed if there are none in so many seconds."""
@@ -84,8 +88,14 @@ def say(**words: Any) -> None:
 
 async def until_go() -> None:
     """Says that all is prepared, and waits for the word."""
+    await anext(orders())
+
+
+async def orders() -> AsyncIterator[dict[str, Any]]:
+    """Says that all is prepared; yields what it is told to do, until it is dismissed."""
     say(ready=True)
-    await asyncio.to_thread(sys.stdin.readline)
+    while line := await asyncio.to_thread(sys.stdin.readline):
+        yield json.loads(line)
 
 
 def run(main: Callable[[dict[str, Any]], Coroutine[Any, Any, None]]) -> None:

@@ -5,7 +5,8 @@ from __future__ import annotations
 import asyncio
 import os
 from collections.abc import AsyncIterator, Mapping
-from contextlib import asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager
+from dataclasses import dataclass
 
 import psutil
 
@@ -18,7 +19,8 @@ from stage import Stage
 from validity import Invalid
 
 _READY_SECONDS = 60.0
-_LAP_JOBS = 1000
+_LAP_JOBS = 500
+"""Short, for the machine must be the same for the laps that are compared."""
 _DELIVERY_SECONDS = 0.6
 """Within which spans are on their way: what that takes is the jobs' CPU, too."""
 _SLOWEST = 20.0
@@ -27,67 +29,95 @@ _SLOWEST = 20.0
 
 async def warm_up(stage: Stage, *, jobs: int, in_flight: int) -> None:
     """Runs many jobs at once and forgets about it. Raises Invalid or ChildFailed."""
-    await _work(stage, "warm-up", jobs, in_flight, together=1)
+    async with _clients(stage, in_flight, together=1) as clients:
+        await clients.run("warm-up", jobs)
 
 
 async def throughput(stage: Stage, name: str, *, jobs: int, in_flight: int, together: int = 1) -> Throughput:
     """Runs many jobs, `in_flight` at once, submitted in calls of `together`. Raises Invalid or ChildFailed."""
     before = await yardstick.bare_call()
-    seconds, used, counts = await _work(stage, name, jobs, in_flight, together)
+    async with _clients(stage, in_flight, together) as clients:
+        ran = await clients.run(name, jobs)
     after = await yardstick.bare_call()
-    return Throughput(jobs, in_flight, seconds, used, counts, psutil.cpu_count() or 1, (before + after) / 2)
+    return ran.measured((before + after) / 2)
 
 
 async def in_turns(stages: Mapping[str, Stage], *, jobs: int, in_flight: int) -> dict[str, list[Throughput]]:
     """Runs as many jobs on each stage, in laps: one after the other, each first as often as last. Raises as above."""
-    laps: dict[str, list[Throughput]] = {name: [] for name in stages}
-    number = max(1, round(jobs / _LAP_JOBS)) if len(stages) > 1 else 1
-    for lap in range(number):
-        names = list(stages)
-        for name in names if lap % 2 == 0 else reversed(names):
-            run = f"{name}-{lap}" if number > 1 else name
-            laps[name].append(await throughput(stages[name], run, jobs=jobs // number, in_flight=in_flight))
-    return laps
+    laps: dict[str, list[_Ran]] = {name: [] for name in stages}
+    number = max(1, round(jobs / _LAP_JOBS))
+    before = await yardstick.bare_call()
+    async with AsyncExitStack() as stack:
+        clients = {
+            name: await stack.enter_async_context(_clients(stage, in_flight, together=1))
+            for name, stage in stages.items()
+        }
+        for lap in range(number):
+            for name in list(stages)[:: 1 if lap % 2 else -1]:
+                laps[name].append(await clients[name].run(f"{name}-{lap}", max(1, jobs // number)))
+    after = await yardstick.bare_call()
+    return {name: [ran.measured((before + after) / 2) for ran in each] for name, each in laps.items()}
 
 
-async def _work(stage: Stage, name: str, jobs: int, in_flight: int, together: int) -> tuple[float, Account, Counts]:
-    """Runs the jobs; returns how long it took, and what it took."""
-    run = stage.run(name, jobs)
-    within = _READY_SECONDS + jobs / _SLOWEST
-    async with _clients(stage, run, jobs, in_flight, together) as (submitter, watcher):
-        accountant = stage.accountant(submitter=submitter.pid, watcher=watcher.pid)
-        counts, account = await stage.database.before(), accountant.read()
-        submitter.go()
-        submitted, watched = await asyncio.gather(submitter.hear(within), watcher.hear(within))
+@dataclass(frozen=True)
+class _Ran:
+    """Jobs that ran at once, and what that took."""
+
+    jobs: int
+    in_flight: int
+    seconds: float
+    used: Account
+    counts: Counts
+
+    def measured(self, bare_call: float) -> Throughput:
+        return Throughput(
+            self.jobs, self.in_flight, self.seconds, self.used, self.counts, psutil.cpu_count() or 1, bare_call
+        )
+
+
+@dataclass(frozen=True)
+class _Clients:
+    """A submitter and a watcher, with a pipe from the one that sees ends to the one that waits."""
+
+    stage: Stage
+    in_flight: int
+    submitter: Child
+    watcher: Child
+
+    async def run(self, name: str, jobs: int) -> _Ran:
+        """Runs jobs."""
+        run = self.stage.run(name, jobs)
+        within = _READY_SECONDS + jobs / _SLOWEST
+        accountant = self.stage.accountant(submitter=self.submitter.pid, watcher=self.watcher.pid)
+        counts, account = await self.stage.database.before(), accountant.read()
+        for client in (self.watcher, self.submitter):
+            client.order(run=run, jobs=jobs)
+        submitted, watched = await asyncio.gather(self.submitter.hear(within), self.watcher.hear(within))
         at_end = accountant.read()
         await asyncio.sleep(_DELIVERY_SECONDS)
         used = Account(accountant.read().parties, at_end.machine).since(account)
-        counts = (await stage.database.after()).since(counts)
-    if watched["finished"] != jobs:
-        raise Invalid(f"{name}: the watcher saw {watched['finished']} of {jobs} jobs FINISHED, {watched['others']}")
-    return watched["at"] - submitted["began"], used, counts
+        counts = (await self.stage.database.after()).since(counts)
+        if watched["finished"] != jobs:
+            raise Invalid(f"{name}: the watcher saw {watched['finished']} of {jobs} jobs FINISHED, {watched['others']}")
+        return _Ran(jobs, self.in_flight, watched["at"] - submitted["began"], used, counts)
 
 
 @asynccontextmanager
-async def _clients(
-    stage: Stage, run: str, jobs: int, in_flight: int, together: int
-) -> AsyncIterator[tuple[Child, Child]]:
-    """A submitter and a watcher, ready to begin, with a pipe from the one that sees ends to the one that waits."""
+async def _clients(stage: Stage, in_flight: int, together: int) -> AsyncIterator[_Clients]:
+    """Clients of a stage, ready to begin."""
     described = stage.stack.describe()
     finished, saw_finished = os.pipe()
     try:
         async with (
             Child(
                 "watcher",
-                {"jobstore": described["jobstores"][0]["address"], "run": run, "jobs": jobs, "finished": saw_finished},
+                {"jobstore": described["jobstores"][0]["address"], "finished": saw_finished},
                 pipes=[saw_finished],
             ) as watcher,
             Child(
                 "submitter",
                 {
                     "coordinator": described["coordinators"][0]["address"],
-                    "run": run,
-                    "jobs": jobs,
                     "in_flight": in_flight,
                     "together": together,
                     "collector": stage.collector,
@@ -97,7 +127,7 @@ async def _clients(
             ) as submitter,
         ):
             await asyncio.gather(watcher.hear(_READY_SECONDS), submitter.hear(_READY_SECONDS))
-            yield submitter, watcher
+            yield _Clients(stage, in_flight, submitter, watcher)
     finally:
         os.close(finished)
         os.close(saw_finished)

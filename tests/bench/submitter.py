@@ -59,18 +59,18 @@ def places(in_flight: int, finished: int) -> asyncio.Semaphore:
 
 
 async def main(arguments: dict[str, Any]) -> None:
-    jobs, in_flight, together = arguments["jobs"], arguments["in_flight"], arguments["together"]
+    in_flight, together = arguments["in_flight"], arguments["together"]
     coordinator, collector = arguments["coordinator"], arguments["collector"]
     async with WaybillClient(coordinator, wait_for_ready=True, traces_endpoint=collector) as client:
-        submitter = Submitter(client, arguments["run"], jobs, together)
         free = places(in_flight, arguments["finished"])
         await client.list_command_types()  # connects
-        await child.until_go()
-        began = time.monotonic()
-        async with asyncio.TaskGroup() as group:
-            for _ in range(max(1, in_flight // together)):  # one for each call that may be under way
-                group.create_task(submitter.work(free))
-    child.say(began=began)  # spans are delivered
+        async for lap in child.orders():
+            submitter = Submitter(client, lap["run"], lap["jobs"], together)
+            began = time.monotonic()
+            async with asyncio.TaskGroup() as group:
+                for _ in range(max(1, in_flight // together)):  # one for each call that may be under way
+                    group.create_task(submitter.work(free))
+            child.say(began=began)
 
 
 if __name__ == "__main__":

@@ -59,7 +59,6 @@ class Watcher:
 
 
 async def main(arguments: dict[str, Any]) -> None:
-    watcher = Watcher(arguments["run"], arguments["finished"])
     async with (
         WaybillClient(jobstore=arguments["jobstore"], wait_for_ready=True) as client,
         aclosing(client.watch_jobs()) as changes,
@@ -67,15 +66,16 @@ async def main(arguments: dict[str, Any]) -> None:
         async for change in changes:
             if isinstance(change, Complete) and change.snapshot:
                 break
-        child.say(ready=True)
-        while watcher.ended < arguments["jobs"]:
-            change = await anext(changes)
-            if isinstance(change, Upserted):
-                watcher.take(change.job)
-            else:
-                watcher.tell()
-        watcher.tell()
-        child.say(finished=watcher.finished, others=dict(list(watcher.others.items())[:5]), at=time.monotonic())
+        async for lap in child.orders():
+            watcher = Watcher(lap["run"], arguments["finished"])
+            while watcher.ended < lap["jobs"]:
+                change = await anext(changes)
+                if isinstance(change, Upserted):
+                    watcher.take(change.job)
+                else:
+                    watcher.tell()
+            watcher.tell()
+            child.say(finished=watcher.finished, others=dict(list(watcher.others.items())[:5]), at=time.monotonic())
 
 
 if __name__ == "__main__":
