@@ -7,13 +7,14 @@ import asyncio
 from hostagent.drivers.driver import Recovery, Verb
 from hostagent.ledger import LedgerRow
 from hostagent.task import Task, TaskSpec, TaskState
-from waybill_spans import Event, parse_traceparent
+from waybill_spans import Context, Event, parse_traceparent
 
 
 class Record:
     """A live task, or a call."""
 
     __slots__ = (
+        "above",
         "events",
         "has_place",
         "logged",
@@ -45,7 +46,9 @@ class Record:
         """The host pretends to have lost the way to its watchers."""
         self.events: list[Event] = []
         """What its span will tell of it."""
-        self.names = _names(row.spec)
+        self.above = parse_traceparent(row.spec.traceparent)
+        """The span of the command that ordered it; None if nobody traces that."""
+        self.names = _names(row.spec, self.above)
         """What log lines call it."""
         self.logged: TaskState | None = None
         """The state of which the log has a line; None before its first."""
@@ -57,13 +60,12 @@ class Record:
         return self.row.spec
 
 
-def _names(spec: TaskSpec) -> dict[str, str]:
+def _names(spec: TaskSpec, above: Context | None) -> dict[str, str]:
     """All of them, also if empty: a worker may be hired by another, whose names are bound then."""
-    context = parse_traceparent(spec.traceparent)
     return {
         "correlation_id": spec.correlation_id,
-        "trace_id": context.trace_id if context else "",
-        "span_id": spec.span_id if context else "",
+        "trace_id": above.trace_id if above is not None else "",
+        "span_id": spec.span_id if above is not None else "",
         "job_id": spec.job_id,
         "command_id": spec.command_id,
         "task_id": spec.task_id,

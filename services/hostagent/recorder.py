@@ -39,8 +39,9 @@ class Recorder:
 
     def note(self, record: Record) -> None:
         """Notes what is new about a task, if that belongs into its span."""
-        if self._tracing.enabled:
-            event = spans.event_of(record.events, record.task.state, record.task.progress, self._clock.now())
+        task = record.task
+        if self._tracing.enabled and spans.is_told(task.state):
+            event = spans.event_of(record.events, task.state, task.progress, self._clock.now())
             if event is not None:
                 record.events.append(event)
 
@@ -49,11 +50,12 @@ class Recorder:
 
         None if it has none, or had its end before it was taken back.
         """
-        row = record.row
-        if not self._tracing.enabled or row.ending is not None or not spans.is_recorded(row.spec):
+        row, above = record.row, record.above
+        if not self._tracing.enabled or row.ending is not None or not spans.is_recorded(above, row.spec):
             return None
         return spans.TaskSpan(
             row.spec,
+            above,
             ending,
             row.is_call,
             self._host_id,

@@ -12,24 +12,23 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
-from typing import Final, NamedTuple
+from typing import Final, NamedTuple, TypeGuard
 
 from chassis.errors import WaybillError
 from hostagent.task import Ending, TaskResult, TaskSpec, TaskState
-from waybill_spans import Event, FinishedSpan, Value, parse_traceparent
+from waybill_spans import Context, Event, Value, otlp
 
 _PROGRESS: Final = "progress"
 _REACHED: Final = "task.progress"
 _QUARTER: Final = 25
 _LONGEST_ERROR: Final = 500
-_AT_WORK: Final = frozenset({TaskState.RUNNING, TaskState.ABORTING, TaskState.CLEANING})
+_AT_WORK: Final = (TaskState.RUNNING, TaskState.ABORTING, TaskState.CLEANING)
 _SPAN_ID: Final = re.compile(r"(?!0+$)[0-9a-f]{16}", re.ASCII)
 
 
-def is_recorded(spec: TaskSpec) -> bool:
-    """Tells whether somebody wants a task's span, and its ids are good for one."""
-    parent = parse_traceparent(spec.traceparent)
-    return parent is not None and parent.sampled and _SPAN_ID.fullmatch(spec.span_id) is not None
+def is_recorded(above: Context | None, spec: TaskSpec) -> TypeGuard[Context]:
+    """Tells whether somebody wants a task's span, and its own id is good for one."""
+    return above is not None and above.sampled and _SPAN_ID.fullmatch(spec.span_id) is not None
 
 
 class TaskSpan(NamedTuple):
@@ -37,6 +36,8 @@ class TaskSpan(NamedTuple):
 
     spec: TaskSpec
     """Of one that `is_recorded`."""
+    above: Context
+    """The command's."""
     ending: Ending
     is_call: bool
     host_id: str
@@ -45,10 +46,9 @@ class TaskSpan(NamedTuple):
     stop_asked: bool
     events: Sequence[Event] = ()
 
-    def finished(self) -> FinishedSpan:
-        """Returns the span."""
-        spec, parent = self.spec, parse_traceparent(self.spec.traceparent)
-        assert parent is not None
+    def encoded(self) -> bytes:
+        """Returns it as OTLP's Span."""
+        spec = self.spec
         attributes: dict[str, Value] = {
             "correlation_id": spec.correlation_id,
             "job.id": spec.job_id,
@@ -60,20 +60,18 @@ class TaskSpan(NamedTuple):
         }
         if "" in attributes.values():
             attributes = {name: value for name, value in attributes.items() if value}
-        return FinishedSpan(
+        return otlp.span(
             name=f"{'call' if self.is_call else 'task'} {spec.verb}",
-            context=parent.at(spec.span_id),
-            parent_span_id=parent.span_id,
+            trace_id=self.above.trace_id,
+            span_id=spec.span_id,
+            parent_span_id=self.above.span_id,
+            kind=otlp.INTERNAL,
             start=self.start,
             end=self.end,
             attributes=attributes,
             events=self.events,
             error=_error_of(self.ending, self.stop_asked),
         )
-
-    def encoded(self) -> bytes:
-        """Returns it as OTLP's Span."""
-        return self.finished().encoded()
 
 
 def _error_of(ending: Ending, stop_asked: bool) -> str:
@@ -84,10 +82,13 @@ def _error_of(ending: Ending, stop_asked: bool) -> str:
     return f"{reason}{ending.error}"[:_LONGEST_ERROR]
 
 
+def is_told(state: TaskState) -> bool:
+    """Tells whether a span has events of that state."""
+    return state in _AT_WORK
+
+
 def event_of(noted: Sequence[Event], state: TaskState, progress: int, now: float) -> Event | None:
-    """Returns what is new about a task that is worked on, None if that is not worth an event."""
-    if state not in _AT_WORK:
-        return None
+    """Returns what is new about a task in a state that `is_told`, None if that is not worth an event."""
     if not noted or state.value not in (event.name for event in noted):
         return Event(state.value, now, {_REACHED: progress})
     if progress < 100 and progress // _QUARTER > max(_quarter(event) for event in noted):

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import struct
 from collections.abc import Iterable, Mapping
-from functools import lru_cache
+from functools import cache, lru_cache
 from typing import Final
 
 Value = str | bool | int | float
@@ -17,6 +17,9 @@ Value = str | bool | int | float
 _DOUBLE: Final = struct.Struct("<d")
 _FIXED64: Final = struct.Struct("<Q")
 _KIND_AND_TIMES: Final = struct.Struct("<BBBQBQ")
+
+_KNOWN: Final = 128
+"""Lengths and numbers below it are met again and again."""
 
 INTERNAL: Final = 1  # kinds of spans
 SERVER: Final = 2
@@ -75,11 +78,13 @@ def _add_attributes(parts: list[bytes], number: int, attributes: Mapping[str, Va
     for key, value in attributes.items():
         if type(value) is str:
             text = value.encode("utf-8", "replace")
-            parts += (_before_text(number, key, len(text)), text)
-        elif type(value) is int:
+            if (size := len(text)) < _KNOWN:
+                parts += (_before_text(number, key, size), text)
+                continue
+        elif type(value) is int and 0 <= value < _KNOWN:  # a code, a percentage
             parts.append(_known_number(number, key, value))
-        else:
-            parts.append(attribute(number, key, value))
+            continue
+        parts.append(attribute(number, key, value))
 
 
 def attribute(number: int, key: str, value: Value) -> bytes:
@@ -95,7 +100,7 @@ def attribute(number: int, key: str, value: Value) -> bytes:
     return _message(number, _text(1, key) + _message(2, held))
 
 
-@lru_cache(maxsize=4096)  # some twenty keys, each with a length or two
+@cache  # keys are of our making, some twenty; one that forgets would cost as much as it spares
 def _before_text(number: int, key: str, size: int) -> bytes:
     whole = attribute(number, key, " " * size)
     return whole[: len(whole) - size]
@@ -108,7 +113,7 @@ def _around_time(event: str, more: int) -> tuple[bytes, bytes]:
     return _TAGS[11] + _varint(9 + len(name) + more) + b"\x09", name
 
 
-@lru_cache(maxsize=1024)  # codes, percents
+@cache
 def _known_number(number: int, key: str, value: int) -> bytes:
     return attribute(number, key, value)
 

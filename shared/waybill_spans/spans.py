@@ -5,7 +5,6 @@ A span that is over is a plain value. It is put into OTLP's wire form when it le
 
 from __future__ import annotations
 
-import functools
 import random
 import re
 from collections.abc import Mapping, Sequence
@@ -16,7 +15,10 @@ from waybill_spans import otlp
 
 Value = otlp.Value
 
-_TRACEPARENT: Final = re.compile(r"([0-9a-f]{2})-([0-9a-f]{32})-([0-9a-f]{16})-([0-9a-f]{2})(-.*)?", re.ASCII)
+_TRACEPARENT: Final = re.compile(
+    r"(?!ff)[0-9a-f]{2}-(?!0{32})([0-9a-f]{32})-(?!0{16})([0-9a-f]{16})-([0-9a-f]{2})(?:-.*)?", re.ASCII
+)
+_SIZE: Final = 55  # of version 00, which has nothing after the flags
 _LONGEST_TRACEPARENT: Final = 256
 _NOTHING: Final[Mapping[str, Value]] = MappingProxyType({})
 
@@ -49,18 +51,13 @@ def new_root(rng: random.Random) -> Context:
 
 def parse_traceparent(text: str) -> Context | None:
     """Returns what a `traceparent` names, None if it is none (W3C Trace Context, level 1)."""
-    return None if len(text) > _LONGEST_TRACEPARENT else _parsed(text)
-
-
-@functools.lru_cache(maxsize=1024)  # a flow's is read at each of its stages
-def _parsed(text: str) -> Context | None:
+    if len(text) > _SIZE and (len(text) > _LONGEST_TRACEPARENT or text.startswith("00")):
+        return None
     found = _TRACEPARENT.fullmatch(text)
-    if not found:
+    if found is None:
         return None
-    number, trace_id, span_id, flags, more = found.groups()
-    if number == "ff" or (number == "00" and more) or not trace_id.strip("0") or not span_id.strip("0"):
-        return None
-    return Context(trace_id, span_id, bool(int(flags, 16) & 1))
+    trace_id, span_id, flags = found.groups()
+    return Context(trace_id, span_id, int(flags, 16) & 1 == 1)
 
 
 def format_traceparent(context: Context) -> str:

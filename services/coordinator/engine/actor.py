@@ -13,15 +13,14 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any, Final
 
 import grpc
 
 from chassis import logs
 from chassis.errors import WaybillError, unavailable
-from chassis.tracing import under, under_call
+from chassis.tracing import under_call
 from coordinator import wire
 from coordinator.commands.base import Command, CommandType
 from coordinator.doorbell import Room
@@ -38,7 +37,6 @@ from coordinator.rows import Command as CommandRow
 from coordinator.rows import Failure, Leaf
 from coordinator.world import Reading, World
 from waybill.v1 import hostagent_pb2, jobs_pb2, jobstore_pb2
-from waybill_spans import parse_traceparent
 
 if TYPE_CHECKING:
     from coordinator.engine.engine import Engine
@@ -315,7 +313,7 @@ class Actor:
     async def _plan(self, command_id: str) -> None:
         row = self.tree.command(command_id)
         async with self._room:
-            with self._working_on(row):
+            with self._named(row), self.chronicle.under(row):
                 planned = await self._store_willing(lambda: self._plan_once(row))
         if planned is not None:
             self.post(planned)
@@ -369,7 +367,7 @@ class Actor:
 
     async def _run_end(self, row: CommandRow, effect: ev.RunEnd) -> None:
         async with self._room:
-            with self._working_on(row):
+            with self._named(row), self.chronicle.under(row):
                 ended = await self._store_willing(lambda: self._end_once(row, effect))
         if ended is not None:
             self.post(ended)
@@ -407,7 +405,7 @@ class Actor:
 
     async def _run_after_failure(self, row: CommandRow, failed: FailedAttempt) -> None:
         async with self._room:
-            with self._working_on(row):
+            with self._named(row), self.chronicle.under(row):
                 revised = await self._store_willing(lambda: self._revise_once(row, failed))
         if revised is not None:
             self.post(revised)
@@ -455,16 +453,10 @@ class Actor:
             await self._engine.clock.sleep(pauses.next())
         return None
 
-    @contextmanager
-    def _working_on(self, row: CommandRow) -> Iterator[None]:
-        """A command's code runs: its ids are on what it logs, and its span is the current one for what it traces."""
-        job, root = self.tree.job, parse_traceparent(self.tree.root.traceparent)
-        with logs.bound(correlation_id=job.correlation_id, job_id=job.job_id, command_id=row.command_id):
-            if root is None:
-                yield
-            else:
-                with under(root.at(row.span_id), job.correlation_id):
-                    yield
+    def _named(self, row: CommandRow) -> logs.bound:
+        """While a command's code runs, its ids are on what it logs."""
+        job = self.tree.job
+        return logs.bound(correlation_id=job.correlation_id, job_id=job.job_id, command_id=row.command_id)
 
 
 async def _end(command: Command, world: World, *, succeeded: bool) -> None:

@@ -22,6 +22,7 @@ through a crash is one connected trace: it goes on in another process under the 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from functools import partial
 from hashlib import sha1
@@ -29,7 +30,7 @@ from types import MappingProxyType
 from typing import Final, NamedTuple
 
 from chassis import logs
-from chassis.tracing import Tracing
+from chassis.tracing import Tracing, under
 from coordinator import wire
 from coordinator.flow import failures
 from coordinator.flow.mutations import Mutations
@@ -76,9 +77,13 @@ class Chronicle:
         self._metrics = metrics
         self._tree = tree
         root = tree.root
-        above = parse_traceparent(root.traceparent) if tracing.enabled else None
+        self._above = parse_traceparent(root.traceparent)
         # The root command's place in its trace; None if nobody records it.
-        self._place = above.at(root.span_id) if above is not None and above.sampled else None
+        self._place = (
+            self._above.at(root.span_id)
+            if self._above is not None and self._above.sampled and tracing.enabled
+            else None
+        )
         self._ids = _ids_of(tree.job)
         self._begun: dict[str, float] = {}  # when each command that has not ended was stored, by its id
         self._phases: dict[str, float] = {}  # when each began
@@ -133,6 +138,14 @@ class Chronicle:
         """The commit never was."""
         self._written = None
 
+    def under(self, command: Command) -> AbstractContextManager[None]:
+        """While a command's code runs, its span is the current one for what that traces by itself."""
+        return (
+            nullcontext()
+            if self._above is None
+            else under(self._above.at(command.span_id), self._tree.job.correlation_id)
+        )
+
     def announce(self, command_id: str) -> None:
         """Says in the trace that a command is under way, unless it has ended."""
         start = self._begun.get(command_id)
@@ -180,11 +193,10 @@ class Chronicle:
         Those are owed until the last of them is delivered.
         """
         if self._place is not None:
-            spans = [self._span_of(self._place, *each) for each in over]
-            for span in spans[:-1]:
-                self._tracing.record(span)
-            for span in spans[-1:]:
-                self._tracing.record(span, None if ended is None else self._deliveries.expect(ended))
+            for number, each in enumerate(over, 1):
+                last = ended if number == len(over) else None
+                told = None if last is None else self._deliveries.expect(last)
+                self._tracing.record(self._span_of(self._place, *each), told)
         if ended is not None:
             self._deliveries.passed(ended)
 

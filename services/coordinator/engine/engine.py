@@ -25,7 +25,7 @@ import asyncio
 import json
 import random
 from collections import deque
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, Final
 
 from chassis import logs
@@ -458,9 +458,9 @@ class Engine:
         """Reports of this task are for that flow."""
         self._by_task[task_id] = actor
 
-    def announce_later(self, actor: Actor, command_ids: Iterable[str]) -> None:
+    def announce_later(self, actor: Actor, command_ids: Sequence[str]) -> None:
         """These commands of a flow began: what runs for long is announced in the trace."""
-        if self.tracing.enabled:
+        if command_ids and self.tracing.enabled:
             due = self.clock.monotonic() + ANNOUNCE_SECONDS
             # By its id: to hold what has ended would keep the garbage collector busy.
             self._unannounced.extend((due, actor.flow_command_id, command_id) for command_id in command_ids)
