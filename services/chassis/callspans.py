@@ -1,7 +1,7 @@
 """The span of the call that is being answered.
 
-Only noted while the call is answered, in as few steps as can be: what is done once in between costs some seven times
-what it costs in a row. So even its id is made when somebody asks for it, at the latest when it leaves.
+Only noted while the call is answered, in as few steps as can be: what is done once in between costs several times what
+it costs in a row. So even its id is made when somebody asks for it, at the latest when it leaves.
 """
 
 from __future__ import annotations

@@ -77,13 +77,10 @@ class Chronicle:
         self._metrics = metrics
         self._tree = tree
         root = tree.root
-        self._above = parse_traceparent(root.traceparent)
+        self._above = above = parse_traceparent(root.traceparent)
+        recorded = tracing.enabled and above is not None and above.sampled
         # The root command's place in its trace; None if nobody records it.
-        self._place = (
-            self._above.at(root.span_id)
-            if self._above is not None and self._above.sampled and tracing.enabled
-            else None
-        )
+        self._place = above.at(root.span_id) if above is not None and recorded else None
         self._ids = _ids_of(tree.job)
         self._begun: dict[str, float] = {}  # when each command that has not ended was stored, by its id
         self._phases: dict[str, float] = {}  # when each began
@@ -140,11 +137,9 @@ class Chronicle:
 
     def under(self, command: Command) -> AbstractContextManager[None]:
         """While a command's code runs, its span is the current one for what that traces by itself."""
-        return (
-            nullcontext()
-            if self._above is None
-            else under(self._above.at(command.span_id), self._tree.job.correlation_id)
-        )
+        if self._above is None:
+            return nullcontext()
+        return under(self._above.at(command.span_id), self._tree.job.correlation_id)
 
     def announce(self, command_id: str) -> None:
         """Says in the trace that a command is under way, unless it has ended."""
