@@ -218,7 +218,16 @@ async def all_spans(sink: OtlpSink, tables: ids.Tables, calls: Calls) -> list[Si
         seen = len(spans)
         return not awaited and not roots
 
-    return await sink.wait_for(complete, seconds=DELIVERED_WITHIN)
+    try:
+        return await sink.wait_for(complete, seconds=DELIVERED_WITHIN)
+    except TimeoutError:
+        missing = [
+            f"{row['correlation_id']}: {row.get('command_type') or row['verb']}, ended {row['end_time']}"
+            for row in [*tables["command"], *tables["host_task"]]
+            if row["span_id"] in awaited
+        ]
+        missing += [f"{calls.flow_of[root]}: the client's" for root in roots]
+        pytest.fail(f"{len(missing)} spans are not delivered after {DELIVERED_WITHIN} s:\n" + "\n".join(missing[:50]))
 
 
 def _tell(found: Written, lines: list[ids.Line], spans: list[SinkSpan]) -> None:
