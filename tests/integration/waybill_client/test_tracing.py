@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import AbstractAsyncContextManager, asynccontextmanager, contextmanager
+from typing import Any
 
 import grpc
 import pytest
@@ -208,8 +209,9 @@ async def test_opentelemetry_s_variables_describe_the_process(
 
 def test_an_address_that_is_none_is_refused_before_any_call_is_made() -> None:
     for argument in ("coordinator", "jobstore", "traces_endpoint"):
+        malformed: dict[str, Any] = {argument: "here:4317,there:4317"}
         with pytest.raises(ValueError, match=f"{argument}: several addresses"):
-            WaybillClient(**{argument: "here:4317,there:4317"})  # type: ignore[arg-type]
+            WaybillClient(**malformed)
 
 
 def test_spans_have_one_maker() -> None:
