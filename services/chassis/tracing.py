@@ -150,6 +150,13 @@ class Tracing:
         elif exported is not None:
             exported()
 
+    def when_delivered(self, exported: Callable[[], None]) -> None:
+        """`exported` is called once all that was recorded so far is delivered or given up; at once if nothing waits."""
+        if self._outbox is not None:
+            self._outbox.when_delivered(exported)
+        else:
+            exported()
+
     @property
     def observer(self) -> Observer:
         """For `serve`: makes the spans of calls, and lets `parent_of_work` know where the caller's is."""

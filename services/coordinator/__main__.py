@@ -89,6 +89,7 @@ async def main(settings: Settings) -> None:
             on_flows=engine.flows_claimed,
             on_death=monitor.look_around,
             on_untraced=engine.ended_untold,
+            on_debt_told=engine.debt_told,
             is_running=engine.is_running,
         )
         lease = Lease(
@@ -99,7 +100,7 @@ async def main(settings: Settings) -> None:
             address=settings.listen,
             on_lost=lambda why: give_up(engine, why),
             on_leases=recovery.leases_seen,
-            traced_revision=lambda: engine.deliveries.mark,
+            deliveries=engine.deliveries,
         )
         metrics.add(engine.metrics, journal.metrics, hosts.metrics, lease.metrics)
         background.start(coordinate(journal, engine, lease, monitor, recovery, ready), "coordinate")

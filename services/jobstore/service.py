@@ -57,15 +57,12 @@ class JournalService(jobstore_pb2_grpc.JournalServicer):
     ) -> jobstore_pb2.RenewLeaseResponse:
         _require("coordinator_id", request.coordinator_id)
         reject_control_in(request)
-        leases = await self._leases.renew(
-            request.coordinator_id, request.counter, request.address, request.traced_revision
-        )
-        return jobstore_pb2.RenewLeaseResponse(leases=leases)
+        return jobstore_pb2.RenewLeaseResponse(leases=await self._leases.renew(request))
 
     async def ReleaseLease(
         self, request: jobstore_pb2.ReleaseLeaseRequest, context: Rpc
     ) -> jobstore_pb2.ReleaseLeaseResponse:
-        await self._leases.release(request.coordinator_id)
+        await self._leases.release(request)
         return jobstore_pb2.ReleaseLeaseResponse()
 
     async def ClaimFlows(
@@ -82,6 +79,13 @@ class JournalService(jobstore_pb2_grpc.JournalServicer):
 
     async def LoadFlows(self, request: jobstore_pb2.LoadFlowsRequest, context: Rpc) -> jobstore_pb2.LoadFlowsResponse:
         return jobstore_pb2.LoadFlowsResponse(flows=await self._flows.load(request.flow_command_ids, request.job_ids))
+
+    async def ListUntracedFlows(
+        self, request: jobstore_pb2.ListUntracedFlowsRequest, context: Rpc
+    ) -> jobstore_pb2.ListUntracedFlowsResponse:
+        _require("coordinator_id", request.coordinator_id)
+        flows, revision = await self._flows.untraced(request.coordinator_id, request.after_revision)
+        return jobstore_pb2.ListUntracedFlowsResponse(flow_command_ids=flows, revision=revision)
 
     async def ReadEntities(
         self, request: jobstore_pb2.ReadEntitiesRequest, context: Rpc

@@ -66,6 +66,9 @@ class Kept(NamedTuple):
         return self.content
 
 
+_MARK: Final = Kept(b"")
+"""No span, but a place between spans."""
+
 _Waiting = tuple[Recorded, Callable[[], None] | None]
 
 
@@ -103,6 +106,13 @@ class Outbox:
         if len(self._queue) > MOST_WAITING:
             self._give_up([self._queue.popleft()])
 
+    def when_delivered(self, exported: Callable[[], None]) -> None:
+        """`exported` is called when all that was added so far is delivered or given up; at once if nothing waits."""
+        if self._idle.is_set():
+            exported()
+        else:
+            self.add(_MARK, exported)
+
     async def flush(self, seconds: float) -> None:
         """Waits until everything is delivered, at most so long."""
         try:
@@ -124,8 +134,10 @@ class Outbox:
     async def _deliver(self, batch: Sequence[_Waiting]) -> None:
         """Sends a batch until the collector takes it or refuses it."""
         self._on_the_way = len(batch)
-        contents = [encoded(span) for span, _ in batch]
-        request = otlp.request(self._resource, _SCOPE, filter(None, contents))
+        contents = [content for span, _ in batch if (content := encoded(span))]
+        if not contents:
+            return _tell(batch)
+        request = otlp.request(self._resource, _SCOPE, contents)
         while True:
             try:
                 await self._export(request, timeout=EXPORT_SECONDS)

@@ -39,7 +39,9 @@ KINDS: Final = {
 
 _OWN_IDS: Final = {"job": "job_id", "command": "command_id", "step": "step_id", "host_task": "task_id"}
 _SPANNED: Final = ("command", "host_task")
-_OF_NO_FLOW: Final = frozenset({"entity", "head", "coordinator_lease", "host_claim", "migration", "tombstone"})
+_OF_NO_FLOW: Final = frozenset(
+    {"entity", "head", "coordinator_lease", "host_claim", "migration", "span_debt", "tombstone"}
+)
 
 
 class Line(NamedTuple):

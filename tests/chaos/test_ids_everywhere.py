@@ -164,6 +164,7 @@ async def test_whatever_is_written_anywhere_leads_to_the_action_it_comes_from(tm
             found.add(last)
             book = ids.Book(tables, calls.flow_of)
             spans = await all_spans(sink, tables, calls)
+            await nothing_owed(stack)
             lines = log_lines(stack)
     _tell(found, lines, spans)
     complaints = [
@@ -228,6 +229,13 @@ async def all_spans(sink: OtlpSink, tables: ids.Tables, calls: Calls) -> list[Si
         ]
         missing += [f"{calls.flow_of[root]}: the client's" for root in roots]
         pytest.fail(f"{len(missing)} spans are not delivered after {DELIVERED_WITHIN} s:\n" + "\n".join(missing[:50]))
+
+
+async def nothing_owed(stack: Stack) -> None:
+    """Waits until the store knows, by a renewal, that dead coordinators owe no spans."""
+    async with asyncio.timeout(CLEARED_WITHIN):
+        while (await written(stack)).tables["span_debt"]:  # noqa: ASYNC110 - nobody announces it
+            await asyncio.sleep(0.1)
 
 
 def _tell(found: Written, lines: list[ids.Line], spans: list[SinkSpan]) -> None:

@@ -166,5 +166,30 @@ async def test_a_caller_that_makes_no_spans_has_a_trace_all_the_same(traced: Tra
     ]
 
 
+async def test_what_a_dead_coordinator_owed_is_delivered_though_its_heir_dies_too(traced: Traced) -> None:
+    centre = traced.centre
+    await centre.declare_vm("vm-owed")
+    await centre.program("host-2", {"verb": "createVolume", "outcome": "hang"})
+    elsewhere = {"disk_id": "disk-going-on", "size_mb": 10, "host_id": "host-2"}
+    going_on = await centre.client.run_command("AddDisk", elsewhere)
+    await centre.until_running(going_on)
+    await traced.sink.stop()
+    job = await centre.run("AddDisk", _a_disk("vm-owed"))
+    for deaths in (1, 2):
+        await centre.stack.kill(centre.stack.coordinators[0])
+
+        async def is_inherited(deaths: int = deaths) -> bool:
+            return len(await centre.events(going_on, "FLOW_TAKEN_OVER")) == deaths
+
+        await centre.until(is_inherited)
+    await traced.sink.start()
+    spans = await traced.trace_of(job, AddDisk=1, task__createVolume=1)
+    [owed, *_] = [span for span in spans if span.name == "AddDisk"]
+    assert (owed.span_id, owed.attributes["command.status"]) == (job.span_id, "ENDED_SUCCESSFULLY")
+    await centre.behave()
+    await centre.client.cancel_job(going_on.job_id)
+    await centre.ended(going_on)
+
+
 def _a_disk(vm_id: str) -> dict[str, Any]:
     return {"disk_id": f"{vm_id}-disk-0", "size_mb": 10, "host_id": "host-1", "vm_id": vm_id}

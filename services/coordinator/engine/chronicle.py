@@ -17,17 +17,13 @@ through a crash is one connected trace: it goes on in another process under the 
 | a task will never be told of by its host | its span, as an error |
 | a flow is taken up after a crash | the spans of what had ended, and who is under way, once more |
 | it had ended, and its coordinator died before it could deliver | the same, by whoever claims the dead one's flows |
-
-Not yet so: an heir that is killed in the second after its claim takes those last spans with it, for the lease that said
-that they are owed ends with the claim.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass, field
-from functools import partial
+from dataclasses import dataclass
 from hashlib import sha1
 from types import MappingProxyType
 from typing import Final, NamedTuple
@@ -35,6 +31,7 @@ from typing import Final, NamedTuple
 from chassis import logs
 from chassis.tracing import Tracing, under
 from coordinator import wire
+from coordinator.deliveries import Deliveries
 from coordinator.flow import failures
 from coordinator.flow.mutations import Mutations
 from coordinator.flow.tree import FlowTree
@@ -128,7 +125,9 @@ class Chronicle:
         for leaf in written.done:
             self._tell_of_lost(leaf, time)
         times = [(command, self._begun.get(command.command_id, time), time) for command in over]
-        self._tell(times, revision if written.ended is not None else None)
+        self._tell(times)
+        if written.ended is not None:
+            self._owe(revision)
         for command in over:
             self._begun.pop(command.command_id, None)
         return [command.command_id for command in written.begun if command.command_id in self._begun]
@@ -179,23 +178,23 @@ class Chronicle:
                 over.append((command, start, end))
             else:
                 self._begun[row.command_id] = start
-        self._tell(over, rows.job.revision if has_ended else None)
+        self._tell(over)
         return list(self._begun)
 
     # --- spans -------------------------------------------------------------------------------------------------------
 
-    def _tell(self, over: Sequence[tuple[Command, float, float]], ended: int | None) -> None:
-        """Records the spans of commands, each with its start and end; `ended`: they end their flow at that revision.
-
-        Those are owed until the last of them is delivered.
-        """
+    def _tell(self, over: Sequence[tuple[Command, float, float]]) -> None:
+        """Records the spans of commands, each with its start and end."""
         if self._place is not None:
-            for number, each in enumerate(over, 1):
-                last = ended if number == len(over) else None
-                told = None if last is None else self._deliveries.expect(last)
-                self._tracing.record(self._span_of(self._place, *each), told)
-        if ended is not None:
-            self._deliveries.passed(ended)
+            for each in over:
+                self._tracing.record(self._span_of(self._place, *each))
+
+    def _owe(self, revision: int) -> None:
+        """The flow ended at that revision: all that was recorded of it is owed until it is delivered."""
+        if self._place is None:
+            self._deliveries.passed(revision)
+        else:
+            self._tracing.when_delivered(self._deliveries.expect(revision))
 
     def _span_of(self, root: Context, command: Command, start: float, end: float) -> _CommandSpan:
         job, step = self._tree.job, self._tree.steps.get(command.step_id)
@@ -321,36 +320,3 @@ class _CommandSpan(NamedTuple):
             events=[Event(phase, time) for phase, time in self.phases.items()],
             error=_error_of(command),
         )
-
-
-# --- what is delivered -----------------------------------------------------------------------------------------------
-
-
-@dataclass(slots=True)
-class Deliveries:
-    """Up to which revision the collector has all spans of flows that ended: the rest is owed, also beyond our death."""
-
-    enabled: bool
-    _latest: int = 0
-    _owed: dict[int, int] = field(default_factory=dict)  # flows by the revision of their end
-
-    def expect(self, revision: int) -> Callable[[], None]:
-        """A flow's end is stored at that revision; its spans follow. Returns what to call when they are delivered."""
-        self._owed[revision] = self._owed.get(revision, 0) + 1
-        return partial(self._delivered, revision)
-
-    def passed(self, revision: int) -> None:
-        """A flow's end is stored at that revision; what is not expected of it by now is not owed."""
-        self._latest = max(self._latest, revision)
-
-    def _delivered(self, revision: int) -> None:
-        self._owed[revision] -= 1
-        if not self._owed[revision]:
-            del self._owed[revision]
-
-    @property
-    def mark(self) -> int:
-        """Everything up to this revision is delivered; -1 if nothing ever is."""
-        if not self.enabled:
-            return -1
-        return min(self._owed) - 1 if self._owed else self._latest

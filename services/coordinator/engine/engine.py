@@ -35,8 +35,9 @@ from chassis.errors import WaybillError, failed_precondition, internal, unavaila
 from chassis.tracing import Tracing, no_tracing, parent_of_work
 from coordinator import wire
 from coordinator.commands.base import Command, Registry
+from coordinator.deliveries import Deliveries
 from coordinator.engine.actor import Actor
-from coordinator.engine.chronicle import ANNOUNCE_SECONDS, Chronicle, Deliveries
+from coordinator.engine.chronicle import ANNOUNCE_SECONDS, Chronicle
 from coordinator.engine.directory import Directory
 from coordinator.engine.forcedend import forced_end, has_ended, job_ended, tasks_by_host
 from coordinator.engine.groups import Group
@@ -317,10 +318,12 @@ class Engine:
         self._clear(tasks)
         # Once more: a start that was on its way when the flow ended may come after the first.
         self.timers.at(self.clock.now() + STRAGGLER_SECONDS, lambda: self._clear(tasks))
+        delivered = self.deliveries.expect(result.revision)
         try:
             self.ended_untold(await self.journal.load_flows([rows.flow_command_id]))
-        except Exception:  # what cannot be gone on with may not be told of either
-            log.exception("a forced end is not told of", job_id=rows.job.job_id)
+        except WaybillError as error:  # it is ended all the same
+            log.warning("a forced end is not told of", job_id=rows.job.job_id, reason=error.reason)
+        self.tracing.when_delivered(delivered)
 
     def _clear(self, tasks_by_host: Mapping[str, Sequence[str]]) -> None:
         for host_id, task_ids in tasks_by_host.items():
@@ -438,10 +441,17 @@ class Engine:
         self.requests_left([*message.requests, *self._early.pop(message.flow_command_id, ())])
 
     def ended_untold(self, flows: Sequence[jobstore_pb2.FlowRows]) -> None:
-        """Delivers the spans of flows that had ended, whose coordinator died before it could."""
+        """Delivers the spans of flows that had ended, which nobody may have done who ended them."""
         for message in flows:
-            tree = FlowTree.load(wire.rows_from(message), cancel=Cancel.NONE)
-            Chronicle(self.tracing, self.deliveries, self.metrics, tree).resume(message)
+            try:
+                tree = FlowTree.load(wire.rows_from(message), cancel=Cancel.NONE)
+                Chronicle(self.tracing, self.deliveries, self.metrics, tree).resume(message)
+            except Exception:  # what cannot be gone on with may not be told of either
+                log.exception("a flow is not told of", job_id=message.job.job_id)
+
+    def debt_told(self, dead_coordinator_id: str) -> None:
+        """All that it owed has been told: once that is delivered, nobody owes it any more."""
+        self.tracing.when_delivered(lambda: self.deliveries.settle(dead_coordinator_id))
 
     # --- for actors --------------------------------------------------------------------------------------------------
 

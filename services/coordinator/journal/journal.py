@@ -27,7 +27,7 @@ from __future__ import annotations
 import asyncio
 import math
 import random
-from collections.abc import Iterable, Sequence
+from collections.abc import AsyncIterator, Iterable, Sequence
 from types import TracebackType
 from typing import Final, TypeVar
 
@@ -264,23 +264,41 @@ class Journal:
         request = jobstore_pb2.LoadFlowsRequest(flow_command_ids=flow_command_ids)
         return list((await self._ask(self._stub.LoadFlows, request, patience=math.inf)).flows)
 
+    async def untraced_flows(self, dead_coordinator_id: str) -> AsyncIterator[list[str]]:
+        """Yields ended flows whose spans a dead coordinator owes, by many; waits as `load_flows` does."""
+        revision, more = 0, True
+        while more:
+            request = jobstore_pb2.ListUntracedFlowsRequest(coordinator_id=dead_coordinator_id, after_revision=revision)
+            response = await self._ask(self._stub.ListUntracedFlows, request, patience=math.inf)
+            yield list(response.flow_command_ids)
+            revision, more = response.revision, response.revision > 0
+
     async def load_flow_of(self, job_id: str) -> jobstore_pb2.FlowRows | None:
         """Returns the rows of a job's flow, anybody's; None if there is none."""
         flows = (await self._ask(self._stub.LoadFlows, jobstore_pb2.LoadFlowsRequest(job_ids=[job_id]))).flows
         return flows[0] if flows else None
 
     async def renew_lease(
-        self, counter: int, address: str, seconds: float, traced_revision: int = -1
+        self, counter: int, address: str, seconds: float, traced_revision: int = -1, settled: Sequence[str] = ()
     ) -> list[jobstore_pb2.Lease]:
-        """Takes (counter 1) or renews our lease in one attempt; returns all leases. Raises LEASE_LOST."""
+        """Takes (counter 1) or renews our lease in one attempt; returns all leases. Raises LEASE_LOST.
+
+        `traced_revision` and `settled`: as Deliveries has them.
+        """
         request = jobstore_pb2.RenewLeaseRequest(
-            coordinator_id=self._coordinator_id, counter=counter, address=address, traced_revision=traced_revision
+            coordinator_id=self._coordinator_id,
+            counter=counter,
+            address=address,
+            traced_revision=traced_revision,
+            traced_coordinator_ids=settled,
         )
         return list((await self._ask(self._stub.RenewLease, request, patience=0, seconds=seconds)).leases)
 
-    async def release_lease(self, seconds: float) -> None:
+    async def release_lease(self, seconds: float, traced_revision: int = -1, settled: Sequence[str] = ()) -> None:
         """Gives our lease up in one attempt: its flows may be claimed at once."""
-        request = jobstore_pb2.ReleaseLeaseRequest(coordinator_id=self._coordinator_id)
+        request = jobstore_pb2.ReleaseLeaseRequest(
+            coordinator_id=self._coordinator_id, traced_revision=traced_revision, traced_coordinator_ids=settled
+        )
         await self._ask(self._stub.ReleaseLease, request, patience=0, seconds=seconds)
 
     async def _ask(

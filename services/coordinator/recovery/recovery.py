@@ -15,10 +15,13 @@ first thing, whatever else waits for it; what slips through is refused by its ol
 | the jobstore is away while claimed flows are loaded | waited for: they are ours |
 | the dead one was only slow | its counter has moved: nothing is claimed |
 | flows of an owner without a lease | claimed at the start, when somebody died, and now and then |
+| the dead one had not delivered all spans of its ended flows | told once more, beside the rest, for it may be much |
+| we die before those are delivered | the store still has its debt, and names it to our heir |
 """
 
 from __future__ import annotations
 
+import asyncio
 import random
 from collections.abc import Callable, Sequence
 from types import TracebackType
@@ -28,6 +31,7 @@ from chassis import logs
 from chassis.background import Background
 from chassis.clock import Clock
 from chassis.errors import WaybillError, failed_precondition
+from coordinator.deliveries import Deliveries
 from coordinator.doorbell import Doorbell
 from coordinator.journal.journal import Journal
 from coordinator.metrics import LeaseTallies
@@ -59,11 +63,11 @@ class Lease:
         address: str,
         on_lost: Callable[[str], None],
         on_leases: Callable[[Sequence[jobstore_pb2.Lease]], None],
-        traced_revision: Callable[[], int] = lambda: -1,
+        deliveries: Deliveries | None = None,
     ) -> None:
         """`address`: where we listen. `on_lost` is told why, once; `on_leases` of all leases, at each renewal.
 
-        `traced_revision`: up to where the spans of ended flows have been delivered.
+        `deliveries`: what is owed to the collector; the store is told with each renewal. None: nothing ever is.
         """
         self._journal = journal
         self._clock = clock
@@ -71,7 +75,7 @@ class Lease:
         self._address = address
         self._on_lost = on_lost
         self._on_leases = on_leases
-        self._traced_revision = traced_revision
+        self._deliveries = deliveries or Deliveries(enabled=False)
         self._counter = 0  # of the last renewal that was answered
         self._held_from = 0.0  # when that renewal was sent
         self._pauses = Backoff(rng)
@@ -124,9 +128,9 @@ class Lease:
 
     async def _renew(self, seconds: float) -> bool:
         """Renews in one attempt; tells whether that was answered."""
-        asked = self._clock.monotonic()
+        asked, traced, settled = self._clock.monotonic(), self._deliveries.mark, self._deliveries.settled
         try:
-            leases = await self._journal.renew_lease(self._counter + 1, self._address, seconds, self._traced_revision())
+            leases = await self._journal.renew_lease(self._counter + 1, self._address, seconds, traced, settled)
         except WaybillError as error:
             if error.reason == "LEASE_LOST":
                 self._lose(error.message)
@@ -136,6 +140,7 @@ class Lease:
         self._counter += 1
         self._held_from = asked
         self._pauses.reset()
+        self._deliveries.known(settled)
         self._on_leases(leases)
         return True
 
@@ -152,7 +157,7 @@ class Lease:
 
     async def _release(self) -> None:
         try:
-            await self._journal.release_lease(RELEASE_SECONDS)
+            await self._journal.release_lease(RELEASE_SECONDS, self._deliveries.mark, self._deliveries.settled)
         except WaybillError as error:
             log.warning("the lease was not released", reason=error.reason, message=error.message)
 
@@ -171,12 +176,14 @@ class Recovery:
         on_flows: Callable[[Sequence[jobstore_pb2.FlowRows]], None],
         on_death: Callable[[], None],
         on_untraced: Callable[[Sequence[jobstore_pb2.FlowRows]], None] = lambda flows: None,
+        on_debt_told: Callable[[str], None] = lambda dead_coordinator_id: None,
         is_running: Callable[[str], bool] = lambda flow_command_id: False,
         orphan_seconds: float = ORPHAN_SECONDS,
     ) -> None:
         """`on_flows` takes claimed flows up. `on_death`: a coordinator is gone, its flows are claimed.
 
-        `on_untraced` delivers the spans of flows that had ended, which the dead one may not have done.
+        `on_untraced` delivers the spans of flows that had ended, which the dead one may not have done; `on_debt_told`
+        is told whose they were, by its id, after the last of them.
 
         `is_running` tells whether a flow of ours is at work already, by its id.
         """
@@ -186,18 +193,22 @@ class Recovery:
         self._on_flows = on_flows
         self._on_death = on_death
         self._on_untraced = on_untraced
+        self._on_debt_told = on_debt_told
         self._is_running = is_running
         self._orphan_seconds = orphan_seconds
         self._leases = LeaseBook(coordinator_id, lease_seconds)
         self._bell = Doorbell(clock)
         self._orphans_due = clock.monotonic()
         self._in_doubt = False  # the answer to a claim was lost
+        self._debts: asyncio.Queue[str] = asyncio.Queue()  # dead coordinators whose spans are ours to deliver
+        self._rng = rng
         self._pauses = Backoff(rng)
         self._background = Background()
 
     async def __aenter__(self) -> Recovery:
         await self._background.__aenter__()
         self._background.start(self._recover(), "recovery")
+        self._background.start(self._tell(), "spans of the dead")
         return self
 
     async def __aexit__(
@@ -250,12 +261,9 @@ class Recovery:
         except WaybillError as error:
             self._in_doubt = self._in_doubt or error.reason != "LEASE_LOST"
             raise
-        await self._tell_of(claimed.untraced_flow_command_ids)
+        for dead in claimed.untraced_coordinator_ids:
+            self._debts.put_nowait(dead)
         return list(claimed.flow_command_ids)
-
-    async def _tell_of(self, untraced: Sequence[str]) -> None:
-        for first in range(0, len(untraced), FLOWS_AT_ONCE):
-            self._on_untraced(await self._journal.load_flows(untraced[first : first + FLOWS_AT_ONCE]))
 
     async def _load(self, flow_command_ids: Sequence[str]) -> None:
         missing = [each for each in flow_command_ids if not self._is_running(each)]
@@ -264,3 +272,21 @@ class Recovery:
             unfinished = [flow for flow in flows if flow.job.status in _UNFINISHED]
             log.info("flows are taken up", count=len(unfinished))
             self._on_flows(unfinished)
+
+    async def _tell(self) -> None:
+        pauses = Backoff(self._rng)
+        while True:
+            dead = await self._debts.get()
+            try:
+                await self._tell_of(dead)
+                pauses.reset()
+            except WaybillError as error:
+                log.warning("spans cannot be told of now", reason=error.reason, message=error.message)
+                self._debts.put_nowait(dead)
+                await self._clock.sleep(pauses.next())
+
+    async def _tell_of(self, dead_coordinator_id: str) -> None:
+        async for untraced in self._journal.untraced_flows(dead_coordinator_id):
+            for first in range(0, len(untraced), FLOWS_AT_ONCE):
+                self._on_untraced(await self._journal.load_flows(untraced[first : first + FLOWS_AT_ONCE]))
+        self._on_debt_told(dead_coordinator_id)

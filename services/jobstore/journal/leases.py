@@ -11,6 +11,13 @@ later ones of it are refused for want of a lease, and those that it sends under 
 coordinator that was only slow finds its renewal refused and stops.
 
 Renewal is the one write that does not take its turn: a journal that is busy must not cost anybody the lease.
+
+Ended flows need no owner, but their spans may be owed. So a lease says up to which revision they are delivered, and
+what is missing when it ends becomes a debt:
+
+    lease ends ─▶ span_debt ─▶ whoever claims is its heir, and delivers ─▶ says so with a renewal: deleted
+                                    │ has no lease any more
+                                    └─▶ whoever claims next
 """
 
 from __future__ import annotations
@@ -29,32 +36,35 @@ from jobstore.snapshots import Pool, borrowed
 from waybill.v1 import jobstore_pb2
 
 FLOWS_AT_ONCE: Final = 100
-MOST_UNTRACED: Final = 10_000
-"""Ended flows that are looked through for spans that a dead coordinator owed: more than end in some seconds."""
 LEASE_SECONDS: Final = 2.0
 """How long a renewal may take: later it would be too late."""
 
+# One of whose flows none has ended yet owes from where it began, not from the beginning of the store.
 _RENEW: Final = """
-    UPDATE coordinator_lease SET counter = $2, address = $3, traced_revision = $4, update_time = clock_timestamp()
+    UPDATE coordinator_lease
+    SET counter = $2, address = $3, update_time = clock_timestamp(),
+        traced_revision = CASE $4::bigint WHEN 0 THEN traced_revision ELSE $4 END
     WHERE coordinator_id = $1 AND counter IN ($2 - 1, $2) AND NOT released
     RETURNING true
 """
 _TAKE: Final = """
     INSERT INTO coordinator_lease (coordinator_id, counter, address, traced_revision, update_time)
-    VALUES ($1, 1, $2, $3, clock_timestamp())
+    SELECT $1, 1, $2, CASE $3::bigint WHEN 0 THEN revision ELSE $3 END, clock_timestamp() FROM head WHERE one
     ON CONFLICT (coordinator_id) DO NOTHING
     RETURNING true
 """
 _LEASES: Final = "SELECT coordinator_id, counter, address, released FROM coordinator_lease ORDER BY coordinator_id"
 _RELEASE: Final = """
     WITH unowned AS (DELETE FROM host_claim WHERE coordinator_id = $1)
-    UPDATE coordinator_lease SET released = true WHERE coordinator_id = $1
+    UPDATE coordinator_lease
+    SET released = true, traced_revision = CASE $2::bigint WHEN 0 THEN traced_revision ELSE $2 END
+    WHERE coordinator_id = $1
 """
 
 _HAS_LEASE: Final = "SELECT EXISTS (SELECT FROM coordinator_lease WHERE coordinator_id = $1 AND NOT released) AS alive"
 _END_LEASE: Final = """
     DELETE FROM coordinator_lease WHERE coordinator_id = $1 AND (counter = $2 OR released)
-    RETURNING traced_revision, released
+    RETURNING traced_revision
 """
 _IS_LEASED: Final = "SELECT EXISTS (SELECT FROM coordinator_lease WHERE coordinator_id = $1) AS leased"
 
@@ -68,13 +78,16 @@ _OF_NOBODY: Final = f"""
     {_UNFINISHED} AND coordinator_id <> ALL (ARRAY(SELECT coordinator_id FROM coordinator_lease))
     ORDER BY create_time, command_id LIMIT $1
 """
-_UNTRACED: Final = """
-    SELECT command_id FROM command
-    WHERE coordinator_id = $1 AND command_id = ANY (ARRAY(
-        SELECT flow_command_id FROM job WHERE revision > $2 AND end_time IS NOT NULL AND trace_id <> ''
-        ORDER BY revision LIMIT $3
-    ))
+_OWE: Final = """
+    INSERT INTO span_debt (coordinator_id, traced_revision, heir_id) VALUES ($1, $2, $1)
+    ON CONFLICT (coordinator_id) DO UPDATE SET heir_id = excluded.heir_id
 """
+_INHERIT: Final = """
+    UPDATE span_debt SET heir_id = $1
+    WHERE heir_id = $2 OR heir_id <> ALL (ARRAY(SELECT coordinator_id FROM coordinator_lease))
+    RETURNING coordinator_id
+"""
+_SETTLE: Final = "DELETE FROM span_debt WHERE heir_id = $1 AND coordinator_id = ANY ($2::text[])"
 _TAKE_OVER: Final = """
     UPDATE command SET coordinator_id = $1, epoch = epoch + 1 WHERE command_id = ANY ($2::text[])
     RETURNING command_id, job_id, correlation_id
@@ -122,43 +135,51 @@ class Leases:
 
     # -- one's own
 
-    async def renew(
-        self, coordinator_id: str, counter: int, address: str, traced_revision: int = -1
-    ) -> list[jobstore_pb2.Lease]:
+    async def renew(self, request: jobstore_pb2.RenewLeaseRequest) -> list[jobstore_pb2.Lease]:
         """Takes a lease (counter 1) or renews it, and returns all leases; raises LEASE_LOST."""
+        coordinator_id, address, traced = request.coordinator_id, request.address, request.traced_revision
         async with borrowed(self._pool) as connection:
-            held = await connection.fetchval(_RENEW, coordinator_id, counter, address, traced_revision)
-            if not held and counter == 1:
-                held = await connection.fetchval(_TAKE, coordinator_id, address, traced_revision)
+            held = await connection.fetchval(_RENEW, coordinator_id, request.counter, address, traced)
+            if not held and request.counter == 1:
+                held = await connection.fetchval(_TAKE, coordinator_id, address, traced)
             if not held:
                 raise lease_lost(coordinator_id)
+            if request.traced_coordinator_ids:
+                await connection.execute(_SETTLE, coordinator_id, request.traced_coordinator_ids)
             return [_lease(row) for row in await connection.fetch(_LEASES)]
 
-    async def release(self, coordinator_id: str) -> None:
+    async def release(self, request: jobstore_pb2.ReleaseLeaseRequest) -> None:
         """Gives a lease up; its hosts are unowned at once."""
+        traced = request.traced_revision if request.HasField("traced_revision") else -1
         async with borrowed(self._pool) as connection:
-            await connection.execute(_RELEASE, coordinator_id)
+            if request.traced_coordinator_ids:
+                await connection.execute(_SETTLE, request.coordinator_id, request.traced_coordinator_ids)
+            await connection.execute(_RELEASE, request.coordinator_id, traced)
 
     # -- another's
 
     async def claim_flows(self, request: jobstore_pb2.ClaimFlowsRequest) -> jobstore_pb2.ClaimFlowsResponse:
         """Takes over unfinished flows of a dead coordinator, or of none, and returns them; raises LEASE_LOST.
 
-        Of oneself, it takes nothing and returns all: for whoever did not hear the answer to a claim.
+        With them come the spans that are owed by those who are dead. Of oneself, it takes nothing and returns all:
+        for whoever did not hear the answer to a claim.
         """
         return await self._journal.alone(lambda turn: self._claim_flows(turn, request), repeatable=False)
 
     async def _claim_flows(
         self, turn: Turn, request: jobstore_pb2.ClaimFlowsRequest
     ) -> jobstore_pb2.ClaimFlowsResponse:
-        await _require_lease(turn, request.coordinator_id)
-        if request.dead_coordinator_id == request.coordinator_id:
-            ours = await turn.writer.fetch(_OF_ONE, request.coordinator_id, None)
-            return jobstore_pb2.ClaimFlowsResponse(flow_command_ids=[row["command_id"] for row in ours])
-        orphans, untraced = await _orphans(turn, request)
-        if orphans:
-            await self._take_over(turn, request.coordinator_id, orphans)
-        return jobstore_pb2.ClaimFlowsResponse(flow_command_ids=orphans, untraced_flow_command_ids=untraced)
+        heir_id = request.coordinator_id
+        await _require_lease(turn, heir_id)
+        if request.dead_coordinator_id == heir_id:
+            flows = [row["command_id"] for row in await turn.writer.fetch(_OF_ONE, heir_id, None)]
+            untraced = await _inherited(turn, heir_id, also_of=heir_id)
+        else:
+            orphans = await _orphans(turn, request)
+            if orphans:
+                await self._take_over(turn, heir_id, orphans)
+            flows, untraced = list(orphans), await _inherited(turn, heir_id)
+        return jobstore_pb2.ClaimFlowsResponse(flow_command_ids=flows, untraced_coordinator_ids=untraced)
 
     async def _take_over(self, turn: Turn, coordinator_id: str, orphans: Mapping[str, str]) -> None:
         """Fences the former owners: their epoch is an old one from here on."""
@@ -178,22 +199,26 @@ class Leases:
         return await self._journal.alone(lambda turn: _claim_hosts(turn, coordinator_id))
 
 
-async def _orphans(turn: Turn, request: jobstore_pb2.ClaimFlowsRequest) -> tuple[dict[str, str], list[str]]:
-    """Returns flows that may be taken over and whose they were, none if the lease has moved since it stood still; and
-    ended ones whose spans are owed."""
+async def _orphans(turn: Turn, request: jobstore_pb2.ClaimFlowsRequest) -> dict[str, str]:
+    """Returns flows that may be taken over and whose they were, none if the lease has moved since it stood still."""
     dead, limit = request.dead_coordinator_id, request.limit or FLOWS_AT_ONCE
     if not dead:
         rows = await turn.writer.fetch(_OF_NOBODY, limit)
-        return {row["command_id"]: row["coordinator_id"] for row in rows}, []
-    untraced: list[str] = []
+        return {row["command_id"]: row["coordinator_id"] for row in rows}
     for ended in await turn.writer.fetch(_END_LEASE, dead, request.observed_counter):
         turn.changed = True
-        if ended["traced_revision"] >= 0 and not ended["released"]:
-            owed = await turn.writer.fetch(_UNTRACED, dead, ended["traced_revision"], MOST_UNTRACED)
-            untraced = [row["command_id"] for row in owed]
+        if ended["traced_revision"] >= 0:
+            await turn.writer.change(_OWE, dead, ended["traced_revision"])
     [row] = await turn.writer.fetch(_IS_LEASED, dead)
     rows = [] if row["leased"] else await turn.writer.fetch(_OF_ONE, dead, limit)
-    return {row["command_id"]: row["coordinator_id"] for row in rows}, untraced
+    return {row["command_id"]: row["coordinator_id"] for row in rows}
+
+
+async def _inherited(turn: Turn, heir_id: str, *, also_of: str = "") -> list[str]:
+    """Hands debts whose heir has no lease to this one; returns whose they were. `also_of`: of this heir, too."""
+    debts = await turn.writer.fetch(_INHERIT, heir_id, also_of)
+    turn.changed = turn.changed or bool(debts)
+    return [row["coordinator_id"] for row in debts]
 
 
 async def _claim_hosts(turn: Turn, coordinator_id: str) -> list[str]:

@@ -23,6 +23,8 @@ from waybill.v1 import jobs_pb2, jobstore_pb2
 
 MOST_LOADED: Final = 100
 MOST_TASKS: Final = 1_000
+JOBS_AT_ONCE: Final = 10_000
+"""Looked through for those of a dead coordinator: more than can end in one transaction."""
 
 _ROOTS: Final = """
     SELECT command_id, coordinator_id, epoch, sequence, job_id FROM command
@@ -50,6 +52,12 @@ _TASKS: Final = f"""
     SELECT {messages.HOST_TASK_COLUMNS} FROM host_task WHERE host_task.job_id = ANY ($1::text[])
     ORDER BY host_task.create_time, host_task.attempt, host_task.path
 """
+_DEBT: Final = "SELECT traced_revision FROM span_debt WHERE coordinator_id = $1"
+_TRACED_SINCE: Final = """
+    SELECT revision, flow_command_id FROM job WHERE revision > $1 AND end_time IS NOT NULL AND trace_id <> ''
+    ORDER BY revision LIMIT $2
+"""
+_OF_COORDINATOR: Final = "SELECT command_id FROM command WHERE coordinator_id = $1 AND command_id = ANY ($2::text[])"
 _SNAPSHOTS: Final = """
     SELECT flow_command_id, command_id, number, entity_type, entity_id, former FROM entity_snapshot
     WHERE flow_command_id = ANY ($1::text[]) ORDER BY number
@@ -133,6 +141,20 @@ class Flows:
         async with borrowed(self._pool) as connection:
             rows = await connection.fetch(_UNCLEARED, host_id, limit or MOST_TASKS)
         return [row["task_id"] for row in rows]
+
+    async def untraced(self, coordinator_id: str, after_revision: int) -> tuple[list[str], int]:
+        """Returns ended flows whose spans a dead coordinator owes, by revision, and where to go on; 0: nowhere."""
+        async with borrowed(self._pool) as connection:
+            owed_after = await connection.fetchval(_DEBT, coordinator_id)
+            if owed_after is None:
+                return [], 0
+            ended = await connection.fetch(_TRACED_SINCE, max(owed_after, after_revision), JOBS_AT_ONCE)
+            on = 0
+            if len(ended) == JOBS_AT_ONCE:  # perhaps in the midst of a transaction's
+                on = ended[-1]["revision"] - 1
+            flows = dict.fromkeys(row["flow_command_id"] for row in ended if not on or row["revision"] <= on)
+            theirs = {row["command_id"] for row in await connection.fetch(_OF_COORDINATOR, coordinator_id, list(flows))}
+        return [flow for flow in flows if flow in theirs], on
 
     async def leave_request(self, request: jobstore_pb2.FlowRequest, job_id: str) -> int:
         """Stores an intent for a flow's owner and returns the revision that has it.

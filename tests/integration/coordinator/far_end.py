@@ -56,6 +56,9 @@ async def serving(server: Server) -> AsyncIterator[Server]:
         yield server
 
 
+UNTRACED_AT_ONCE = 120
+
+
 class Script:
     """Failures to come, by call, and calls that are held back."""
 
@@ -257,9 +260,14 @@ class ScriptedJobStore(jobstore_pb2_grpc.JournalServicer):
         self.watchers = Subscribers()
         self.snapshot: list[jobs_pb2.Entity] = []
         self.leases: dict[str, jobstore_pb2.Lease] = {}
-        self.released: list[str] = []
+        self.released: list[jobstore_pb2.ReleaseLeaseRequest] = []
         self.flows: dict[str, list[str]] = {}
         """Unfinished flows by owner."""
+        self.untraced: dict[str, list[str]] = {}
+        """Ended flows whose spans are owed, by owner; `debts` says who has inherited them."""
+        self.debts: dict[str, str] = {}
+        self.renewals: list[jobstore_pb2.RenewLeaseRequest] = []
+        """Those that were answered."""
         self.after_claim: Callable[[], Awaitable[None]] | None = None
         self.claims: list[tuple[str, int]] = []
         self.hosts: list[str] = []
@@ -295,6 +303,7 @@ class ScriptedJobStore(jobstore_pb2_grpc.JournalServicer):
 
     async def RenewLease(self, request: Any, _rpc: Any) -> jobstore_pb2.RenewLeaseResponse:
         await self.script.play("RenewLease")
+        self.renewals.append(request)
         self.leases[request.coordinator_id] = jobstore_pb2.Lease(
             coordinator_id=request.coordinator_id, counter=request.counter, address=request.address
         )
@@ -302,19 +311,31 @@ class ScriptedJobStore(jobstore_pb2_grpc.JournalServicer):
 
     async def ReleaseLease(self, request: Any, _rpc: Any) -> jobstore_pb2.ReleaseLeaseResponse:
         await self.script.play("ReleaseLease")
-        self.released.append(request.coordinator_id)
+        self.released.append(request)
         return jobstore_pb2.ReleaseLeaseResponse()
 
     async def ClaimFlows(self, request: Any, _rpc: Any) -> jobstore_pb2.ClaimFlowsResponse:
         self.claims.append((request.dead_coordinator_id, request.observed_counter))
-        owned = self.flows.setdefault(request.coordinator_id, [])
-        if request.dead_coordinator_id == request.coordinator_id:
-            return jobstore_pb2.ClaimFlowsResponse(flow_command_ids=owned)
-        left = self.flows.get(request.dead_coordinator_id, [])
+        heir, dead = request.coordinator_id, request.dead_coordinator_id
+        owned = self.flows.setdefault(heir, [])
+        if dead == heir:
+            debts = [each for each, whose in self.debts.items() if whose == heir]
+            return jobstore_pb2.ClaimFlowsResponse(flow_command_ids=owned, untraced_coordinator_ids=debts)
+        left = self.flows.get(dead, [])
         taken, left[:] = left[: request.limit], left[request.limit :]
         owned += taken
+        debts = [dead] if dead in self.untraced and dead not in self.debts else []
+        self.debts.update(dict.fromkeys(debts, heir))
         await self.script.play("ClaimFlows")
-        return jobstore_pb2.ClaimFlowsResponse(flow_command_ids=taken)
+        return jobstore_pb2.ClaimFlowsResponse(flow_command_ids=taken, untraced_coordinator_ids=debts)
+
+    async def ListUntracedFlows(self, request: Any, _rpc: Any) -> jobstore_pb2.ListUntracedFlowsResponse:
+        await self.script.play("ListUntracedFlows")
+        flows, first = self.untraced[request.coordinator_id], request.after_revision
+        on = first + UNTRACED_AT_ONCE
+        return jobstore_pb2.ListUntracedFlowsResponse(
+            flow_command_ids=flows[first:on], revision=on if on < len(flows) else 0
+        )
 
     async def ClaimHosts(self, request: Any, _rpc: Any) -> jobstore_pb2.ClaimHostsResponse:
         await self.script.play("ClaimHosts")

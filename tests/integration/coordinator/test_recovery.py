@@ -11,6 +11,7 @@ from tests.integration.coordinator.far_end import SILENCE, ScriptedJobStore, pas
 
 from chassis.clock import ManualClock
 from chassis.errors import failed_precondition
+from coordinator.deliveries import Deliveries
 from coordinator.journal.journal import Journal
 from coordinator.recovery.recovery import Lease, Recovery
 from waybill.v1 import jobstore_pb2, jobstore_pb2_grpc
@@ -26,6 +27,8 @@ class Coordinator:
         self.journal = journal
         self.lost: list[str] = []
         self.running: list[str] = []
+        self.told: list[str] = []
+        self.deliveries = Deliveries(enabled=True)
         self.deaths = 0
         self.recovery = Recovery(
             journal,
@@ -35,6 +38,8 @@ class Coordinator:
             lease_seconds=LEASE_SECONDS,
             on_flows=lambda flows: self.running.extend(flow.flow_command_id for flow in flows),
             on_death=self._died,
+            on_untraced=lambda flows: self.told.extend(flow.flow_command_id for flow in flows),
+            on_debt_told=lambda dead: self.told.append(f"all of {dead}"),
             is_running=lambda flow_command_id: flow_command_id in self.running,
             orphan_seconds=ORPHAN_SECONDS,
         )
@@ -46,6 +51,7 @@ class Coordinator:
             address="127.0.0.1:1",
             on_lost=self.lost.append,
             on_leases=self.recovery.leases_seen,
+            deliveries=self.deliveries,
         )
 
     def _died(self) -> None:
@@ -84,7 +90,7 @@ async def test_a_lease_is_taken_renewed_and_released(
         assert clock.monotonic() - begun == pytest.approx(LEASE_SECONDS, abs=0.5)
         assert store.released == []
 
-    assert store.released == ["c1"]
+    assert [request.coordinator_id for request in store.released] == ["c1"]
     assert coordinator.lost == []
 
 
@@ -102,7 +108,7 @@ async def test_a_lease_is_released_also_by_a_process_that_is_asked_to_end(
     await holds.wait()
     held.cancel()
     await asyncio.gather(held, return_exceptions=True)
-    assert store.released == ["c1"]
+    assert [request.coordinator_id for request in store.released] == ["c1"]
     assert coordinator.lost == []
 
 
@@ -178,6 +184,31 @@ async def test_a_coordinator_that_is_told_that_its_lease_is_gone_stops_itself(
 
     assert len(coordinator.lost) == 1
     assert store.released == []
+
+
+async def test_renewals_say_what_is_delivered_until_one_is_answered(
+    coordinator: Coordinator, store: ScriptedJobStore, clock: ManualClock
+) -> None:
+    async with coordinator.lease:
+        assert (store.renewals[-1].traced_revision, store.renewals[-1].traced_coordinator_ids) == (0, [])
+        coordinator.deliveries.passed(7)
+        coordinator.deliveries.settle("c0")
+        store.script.fail("RenewLease", SILENCE, times=2)
+        await pass_time(clock, lambda: store.leases["c1"].counter == 3)
+
+    assert [(each.traced_revision, each.traced_coordinator_ids) for each in store.renewals[1:]] == [
+        (7, ["c0"]),
+        (7, []),
+    ]
+
+
+async def test_a_release_says_what_is_owed(coordinator: Coordinator, store: ScriptedJobStore) -> None:
+    async with coordinator.lease:
+        coordinator.deliveries.expect(7)
+        coordinator.deliveries.settle("c0")
+
+    [release] = store.released
+    assert (release.traced_revision, release.traced_coordinator_ids) == (6, ["c0"])
 
 
 # --- the flows of others ---------------------------------------------------------------------------------------------
@@ -264,6 +295,59 @@ async def test_claimed_flows_are_loaded_however_long_the_jobstore_is_away(
     another(store, 9, "f1", released=True)
     store.script.fail("LoadFlows", SILENCE, times=20)
     async with coordinator.recovery, coordinator.lease:
+        await pass_time(clock, lambda: coordinator.running, sleepers=2)
+
+    assert coordinator.running == ["f1"]
+
+
+# --- the spans that others owed --------------------------------------------------------------------------------------
+
+
+async def test_spans_that_a_dead_coordinator_owed_are_told(coordinator: Coordinator, store: ScriptedJobStore) -> None:
+    another(store, 9, "f1", released=True)
+    store.untraced["c0"] = [f"ended {number}" for number in range(150)]
+    async with coordinator.recovery, coordinator.lease:
+        await until(lambda: coordinator.told[-1:] == ["all of c0"])
+
+    assert coordinator.told == [*store.untraced["c0"], "all of c0"]
+    assert coordinator.running == ["f1"]
+
+
+async def test_spans_are_told_of_though_the_answer_to_the_claim_was_lost(
+    coordinator: Coordinator, store: ScriptedJobStore, clock: ManualClock
+) -> None:
+    another(store, 9, "f1", released=True)
+    store.untraced["c0"] = ["ended"]
+    store.script.fail("ClaimFlows", SILENCE)  # after it was done
+    async with coordinator.recovery, coordinator.lease:
+        await pass_time(clock, lambda: coordinator.told, sleepers=2)
+
+    assert coordinator.told == ["ended", "all of c0"]
+
+
+@pytest.mark.parametrize("call", ["ListUntracedFlows", "LoadFlows"])
+async def test_spans_that_cannot_be_told_of_now_are_told_of_later(
+    coordinator: Coordinator, store: ScriptedJobStore, clock: ManualClock, call: str
+) -> None:
+    another(store, 9, released=True)
+    store.untraced["c0"] = ["ended"]
+    store.script.fail(call, failed_precondition("NOT_NOW", "as the test wants it"))
+    async with coordinator.recovery, coordinator.lease:
+        await pass_time(clock, lambda: coordinator.told, sleepers=2)
+
+    assert coordinator.told == ["ended", "all of c0"]
+
+
+async def test_much_that_is_to_be_told_keeps_no_flow_waiting(
+    coordinator: Coordinator, store: ScriptedJobStore, clock: ManualClock
+) -> None:
+    another(store, 9, released=True)
+    store.untraced["c0"] = ["ended"]
+    store.script.hold("ListUntracedFlows")
+    async with coordinator.recovery, coordinator.lease:
+        await until(lambda: store.script.asked["ListUntracedFlows"])
+        store.leases["c2"] = jobstore_pb2.Lease(coordinator_id="c2", counter=1, released=True)
+        store.flows["c2"] = ["f1"]
         await pass_time(clock, lambda: coordinator.running, sleepers=2)
 
     assert coordinator.running == ["f1"]

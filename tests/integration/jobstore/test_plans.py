@@ -19,7 +19,7 @@ SQL = {
     if isinstance(text, str) and re.match(r"\s*(SELECT|INSERT|UPDATE|DELETE|WITH)\b", text)
 }
 # One row for each coordinator or host.
-SMALL = {"coordinator_lease", "host_claim"}
+SMALL = {"coordinator_lease", "host_claim", "span_debt"}
 
 
 def nodes(plan: dict[str, Any]) -> Iterator[dict[str, Any]]:

@@ -1,4 +1,4 @@
-"""What is owed to the collector, and what is told of a flow."""
+"""What is told of a flow."""
 
 from __future__ import annotations
 
@@ -10,7 +10,8 @@ from tests.otlp_sink import SinkSpan, span_of
 
 from chassis.clock import ManualClock
 from chassis.tracing import Tracing
-from coordinator.engine.chronicle import Chronicle, Deliveries
+from coordinator.deliveries import Deliveries
+from coordinator.engine.chronicle import Chronicle
 from coordinator.flow import events as ev
 from coordinator.flow.tree import FlowTree
 from coordinator.metrics import FlowTallies
@@ -36,8 +37,9 @@ class Collector(Tracing):
 
     def record(self, span: Recorded, exported: Callable[[], None] | None = None) -> None:
         self.spans.append(span_of(span.encoded()))
-        if exported is not None:
-            self.waiting.append(exported)
+
+    def when_delivered(self, exported: Callable[[], None]) -> None:
+        self.waiting.append(exported)
 
 
 class Told:
@@ -56,35 +58,6 @@ class Told:
         effects = [*self.tree.handle(planned, 1.0), *self.tree.handle(ev.Ended("c1"), 1.0)]
         [commit] = [effect for effect in effects if isinstance(effect, ev.Commit)]
         self.chronicle.written(commit.mutations)
-
-
-class TestWhatIsOwed:
-    def test_nothing_at_first(self) -> None:
-        assert Deliveries(enabled=True).mark == 0
-
-    def test_without_a_collector_there_is_no_mark(self) -> None:
-        deliveries = Deliveries(enabled=False)
-        deliveries.passed(7)
-        assert deliveries.mark == -1
-
-    def test_what_ended_is_owed_until_it_is_delivered(self) -> None:
-        deliveries = Deliveries(enabled=True)
-        delivered = deliveries.expect(7)
-        deliveries.passed(7)
-        assert deliveries.mark == 6
-        delivered()
-        assert deliveries.mark == 7
-
-    def test_the_oldest_debt_counts(self) -> None:
-        deliveries = Deliveries(enabled=True)
-        first, second, also_second = deliveries.expect(7), deliveries.expect(9), deliveries.expect(9)
-        deliveries.passed(9)
-        second()
-        assert deliveries.mark == 6
-        first()
-        assert deliveries.mark == 8
-        also_second()
-        assert deliveries.mark == 9
 
 
 class TestWhatIsTold:

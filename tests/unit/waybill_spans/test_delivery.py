@@ -70,6 +70,36 @@ async def test_what_comes_together_goes_together_in_order() -> None:
     assert (collector.batches, told) == ([["a", "b"], ["c"]], ["b", "c"])
 
 
+async def test_who_asks_is_told_once_all_that_came_before_is_delivered() -> None:
+    collector, told = Collector(), list[str]()
+    collector.held.clear()
+    async with running(collector) as outbox:
+        outbox.when_delivered(noting(told, "nothing waits"))
+        assert told == ["nothing waits"]
+        outbox.add(a_span("a"))
+        await asyncio.sleep(0)  # it is on its way
+        outbox.when_delivered(noting(told, "a"))
+        outbox.add(a_span("b"))
+        await outbox.flush(0.01)
+        assert told == ["nothing waits"]
+        collector.held.set()
+        await outbox.flush(5)
+    assert told == ["nothing waits", "a"]
+    assert [name for batch in collector.batches for name in batch] == ["a", "b"]
+
+
+async def test_a_place_between_spans_is_not_sent() -> None:
+    collector, told = Collector(), list[str]()
+    collector.held.clear()
+    async with running(collector) as outbox:
+        outbox.add(a_span("a"))
+        await outbox.flush(0.01)  # it is on its way
+        outbox.when_delivered(noting(told, "a"))
+        collector.held.set()
+        await outbox.flush(5)
+    assert (collector.batches, told) == ([["a"]], ["a"])
+
+
 async def test_nobody_is_told_before_the_collector_has_it() -> None:
     collector, told = Collector(), list[str]()
     collector.held.clear()

@@ -2486,6 +2486,7 @@ class RenewLeaseRequest(_message.Message):
     COUNTER_FIELD_NUMBER: _builtins.int
     ADDRESS_FIELD_NUMBER: _builtins.int
     TRACED_REVISION_FIELD_NUMBER: _builtins.int
+    TRACED_COORDINATOR_IDS_FIELD_NUMBER: _builtins.int
     coordinator_id: _builtins.str
     """Made anew by each process start."""
     counter: _builtins.int
@@ -2493,7 +2494,13 @@ class RenewLeaseRequest(_message.Message):
     address: _builtins.str
     """Where it listens."""
     traced_revision: _builtins.int
-    """The spans of all its flows that ended up to this revision have been delivered; below 0: it makes no spans."""
+    """The spans of all its flows that ended up to this revision have been delivered; 0: none of them has ended yet; below
+    0: it makes no spans.
+    """
+    @_builtins.property
+    def traced_coordinator_ids(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """Dead coordinators, of those that claims named to it, whose spans have been delivered: nobody owes them now."""
+
     def __init__(
         self,
         *,
@@ -2501,10 +2508,11 @@ class RenewLeaseRequest(_message.Message):
         counter: _builtins.int = ...,
         address: _builtins.str = ...,
         traced_revision: _builtins.int = ...,
+        traced_coordinator_ids: _abc.Iterable[_builtins.str] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["address", b"address", "coordinator_id", b"coordinator_id", "counter", b"counter", "traced_revision", b"traced_revision"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["address", b"address", "coordinator_id", b"coordinator_id", "counter", b"counter", "traced_coordinator_ids", b"traced_coordinator_ids", "traced_revision", b"traced_revision"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -2575,18 +2583,30 @@ class ReleaseLeaseRequest(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 
     COORDINATOR_ID_FIELD_NUMBER: _builtins.int
+    TRACED_REVISION_FIELD_NUMBER: _builtins.int
+    TRACED_COORDINATOR_IDS_FIELD_NUMBER: _builtins.int
     coordinator_id: _builtins.str
     """Whose."""
+    traced_revision: _builtins.int
+    """As in RenewLeaseRequest. What is not delivered by now is left to whoever takes over; absent: nothing is."""
+    @_builtins.property
+    def traced_coordinator_ids(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """As in RenewLeaseRequest."""
+
     def __init__(
         self,
         *,
         coordinator_id: _builtins.str = ...,
+        traced_revision: _builtins.int | None = ...,
+        traced_coordinator_ids: _abc.Iterable[_builtins.str] | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_traced_revision", b"_traced_revision", "traced_revision", b"traced_revision"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["coordinator_id", b"coordinator_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_traced_revision", b"_traced_revision", "coordinator_id", b"coordinator_id", "traced_coordinator_ids", b"traced_coordinator_ids", "traced_revision", b"traced_revision"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    def WhichOneof(self, oneof_group: _Never) -> None: ...
+    _WhichOneofReturnType__traced_revision: _TypeAlias = _typing.Literal["traced_revision"]  # noqa: Y015
+    _WhichOneofArgType__traced_revision: _TypeAlias = _typing.Literal["_traced_revision", b"_traced_revision"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__traced_revision) -> _WhichOneofReturnType__traced_revision | None: ...
 
 Global___ReleaseLeaseRequest: _TypeAlias = ReleaseLeaseRequest  # noqa: Y015
 
@@ -2621,7 +2641,7 @@ class ClaimFlowsRequest(_message.Message):
     """Who takes them."""
     dead_coordinator_id: _builtins.str
     """From whom; empty: from owners without any lease. The caller itself: nothing is taken over, all unfinished flows
-    that it owns are answered, whatever the limit, for it lost the answer to a claim.
+    that it owns and all spans that it owes are answered, whatever the limit, for it lost the answer to a claim.
     """
     observed_counter: _builtins.int
     """The counter at which the dead one's lease was seen to stand still; if it has moved, nothing is claimed."""
@@ -2650,24 +2670,27 @@ class ClaimFlowsResponse(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 
     FLOW_COMMAND_IDS_FIELD_NUMBER: _builtins.int
-    UNTRACED_FLOW_COMMAND_IDS_FIELD_NUMBER: _builtins.int
+    UNTRACED_COORDINATOR_IDS_FIELD_NUMBER: _builtins.int
     @_builtins.property
     def flow_command_ids(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
         """Their rows come by LoadFlows."""
 
     @_builtins.property
-    def untraced_flow_command_ids(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
-        """Flows of the dead one that had ended, whose spans it may not have delivered. Named once, with its lease's end."""
+    def untraced_coordinator_ids(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """Dead coordinators that may not have delivered the spans of all their flows that ended: that one, and those that it
+        had taken over from. ListUntracedFlows names the flows. Told once, unless the caller asks for its own; and to whoever
+        takes over from the caller, unless that has said in RenewLeaseRequest.traced_coordinator_ids that it is done.
+        """
 
     def __init__(
         self,
         *,
         flow_command_ids: _abc.Iterable[_builtins.str] | None = ...,
-        untraced_flow_command_ids: _abc.Iterable[_builtins.str] | None = ...,
+        untraced_coordinator_ids: _abc.Iterable[_builtins.str] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["flow_command_ids", b"flow_command_ids", "untraced_flow_command_ids", b"untraced_flow_command_ids"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["flow_command_ids", b"flow_command_ids", "untraced_coordinator_ids", b"untraced_coordinator_ids"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -2718,6 +2741,60 @@ class ClaimHostsResponse(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___ClaimHostsResponse: _TypeAlias = ClaimHostsResponse  # noqa: Y015
+
+@_typing.final
+class ListUntracedFlowsRequest(_message.Message):
+    """Whose flows."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    COORDINATOR_ID_FIELD_NUMBER: _builtins.int
+    AFTER_REVISION_FIELD_NUMBER: _builtins.int
+    coordinator_id: _builtins.str
+    """A dead coordinator, one of ClaimFlowsResponse.untraced_coordinator_ids; of any other there are none."""
+    after_revision: _builtins.int
+    """`revision` of the answer before; 0: the first are asked for."""
+    def __init__(
+        self,
+        *,
+        coordinator_id: _builtins.str = ...,
+        after_revision: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["after_revision", b"after_revision", "coordinator_id", b"coordinator_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ListUntracedFlowsRequest: _TypeAlias = ListUntracedFlowsRequest  # noqa: Y015
+
+@_typing.final
+class ListUntracedFlowsResponse(_message.Message):
+    """A part of them, perhaps an empty one."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    FLOW_COMMAND_IDS_FIELD_NUMBER: _builtins.int
+    REVISION_FIELD_NUMBER: _builtins.int
+    revision: _builtins.int
+    """Where to go on; 0: these are the last."""
+    @_builtins.property
+    def flow_command_ids(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """In the order of their ends."""
+
+    def __init__(
+        self,
+        *,
+        flow_command_ids: _abc.Iterable[_builtins.str] | None = ...,
+        revision: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["flow_command_ids", b"flow_command_ids", "revision", b"revision"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ListUntracedFlowsResponse: _TypeAlias = ListUntracedFlowsResponse  # noqa: Y015
 
 @_typing.final
 class LoadFlowsRequest(_message.Message):

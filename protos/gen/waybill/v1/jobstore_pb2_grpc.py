@@ -925,6 +925,11 @@ class JournalStub(object):
                 request_serializer=waybill_dot_v1_dot_jobstore__pb2.LoadFlowsRequest.SerializeToString,
                 response_deserializer=waybill_dot_v1_dot_jobstore__pb2.LoadFlowsResponse.FromString,
                 _registered_method=True)
+        self.ListUntracedFlows = channel.unary_unary(
+                '/waybill.v1.Journal/ListUntracedFlows',
+                request_serializer=waybill_dot_v1_dot_jobstore__pb2.ListUntracedFlowsRequest.SerializeToString,
+                response_deserializer=waybill_dot_v1_dot_jobstore__pb2.ListUntracedFlowsResponse.FromString,
+                _registered_method=True)
         self.ReadEntities = channel.unary_unary(
                 '/waybill.v1.Journal/ReadEntities',
                 request_serializer=waybill_dot_v1_dot_jobstore__pb2.ReadEntitiesRequest.SerializeToString,
@@ -1009,6 +1014,13 @@ class JournalServicer(object):
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def ListUntracedFlows(self, request, context):
+        """Ended flows whose spans a dead coordinator may not have delivered.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def ReadEntities(self, request, context):
         """Entities as they are, in the order asked; absent ones have version 0.
         """
@@ -1083,6 +1095,11 @@ def add_JournalServicer_to_server(servicer, server):
                     servicer.LoadFlows,
                     request_deserializer=waybill_dot_v1_dot_jobstore__pb2.LoadFlowsRequest.FromString,
                     response_serializer=waybill_dot_v1_dot_jobstore__pb2.LoadFlowsResponse.SerializeToString,
+            ),
+            'ListUntracedFlows': grpc.unary_unary_rpc_method_handler(
+                    servicer.ListUntracedFlows,
+                    request_deserializer=waybill_dot_v1_dot_jobstore__pb2.ListUntracedFlowsRequest.FromString,
+                    response_serializer=waybill_dot_v1_dot_jobstore__pb2.ListUntracedFlowsResponse.SerializeToString,
             ),
             'ReadEntities': grpc.unary_unary_rpc_method_handler(
                     servicer.ReadEntities,
@@ -1303,6 +1320,33 @@ class Journal(object):
             '/waybill.v1.Journal/LoadFlows',
             waybill_dot_v1_dot_jobstore__pb2.LoadFlowsRequest.SerializeToString,
             waybill_dot_v1_dot_jobstore__pb2.LoadFlowsResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ListUntracedFlows(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/waybill.v1.Journal/ListUntracedFlows',
+            waybill_dot_v1_dot_jobstore__pb2.ListUntracedFlowsRequest.SerializeToString,
+            waybill_dot_v1_dot_jobstore__pb2.ListUntracedFlowsResponse.FromString,
             options,
             channel_credentials,
             insecure,

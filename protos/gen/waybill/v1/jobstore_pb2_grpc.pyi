@@ -289,6 +289,8 @@ class JournalStub:
     """Takes over the hosts that nobody with a lease owns."""
     LoadFlows: _aio.UnaryUnaryMultiCallable[_jobstore_pb2.LoadFlowsRequest, _jobstore_pb2.LoadFlowsResponse]
     """The rows of flows, to take them up again."""
+    ListUntracedFlows: _aio.UnaryUnaryMultiCallable[_jobstore_pb2.ListUntracedFlowsRequest, _jobstore_pb2.ListUntracedFlowsResponse]
+    """Ended flows whose spans a dead coordinator may not have delivered."""
     ReadEntities: _aio.UnaryUnaryMultiCallable[_jobstore_pb2.ReadEntitiesRequest, _jobstore_pb2.ReadEntitiesResponse]
     """Entities as they are, in the order asked; absent ones have version 0."""
     ListUnclearedTasks: _aio.UnaryUnaryMultiCallable[_jobstore_pb2.ListUnclearedTasksRequest, _jobstore_pb2.ListUnclearedTasksResponse]
@@ -368,6 +370,14 @@ class JournalServicer(metaclass=_abc_1.ABCMeta):
         context: _aio.ServicerContext[_jobstore_pb2.LoadFlowsRequest, _abc.Awaitable[_jobstore_pb2.LoadFlowsResponse]],
     ) -> _abc.Awaitable[_jobstore_pb2.LoadFlowsResponse]:
         """The rows of flows, to take them up again."""
+
+    @_abc_1.abstractmethod
+    def ListUntracedFlows(
+        self,
+        request: _jobstore_pb2.ListUntracedFlowsRequest,
+        context: _aio.ServicerContext[_jobstore_pb2.ListUntracedFlowsRequest, _abc.Awaitable[_jobstore_pb2.ListUntracedFlowsResponse]],
+    ) -> _abc.Awaitable[_jobstore_pb2.ListUntracedFlowsResponse]:
+        """Ended flows whose spans a dead coordinator may not have delivered."""
 
     @_abc_1.abstractmethod
     def ReadEntities(
