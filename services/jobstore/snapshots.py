@@ -9,10 +9,12 @@ statement is told from a server that does not answer at all:
 | the statement takes too long | the server, after `DEADLINE` | RESOURCE_EXHAUSTED: asking again will not help |
 | the server is frozen or cut off | we, `PATIENCE` later | UNAVAILABLE, and the connection is thrown away |
 | the server is gone, or going | both | UNAVAILABLE |
+| the caller goes | we | nothing; what its statement has begun is ended before the next one has the session |
 """
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from typing import Final, TypeAlias
@@ -79,10 +81,25 @@ async def borrowed(pool: Pool) -> AsyncIterator[Connection]:
             except (TimeoutError, asyncpg.InternalClientError):
                 connection.terminate()  # it may answer yet, to nobody
                 raise
+            except asyncio.CancelledError:
+                await _end_what_was_begun(connection)
+                raise
     except asyncpg.QueryCanceledError as error:
         raise resource_exhausted(f"the statement took longer than {DEADLINE:.0f} s") from error
     except AWAY as error:
         raise away(error) from error
+
+
+async def _end_what_was_begun(connection: Connection) -> None:
+    """Ends the transaction that Postgres has begun with a statement's preparation, and would end with its execution.
+
+    asyncpg knows nothing of it (it sends Parse and Flush first, Sync only with the execution), so it would be the next
+    reader's: its locks, and its being too late to be a snapshot.
+    """
+    try:
+        await connection.execute("SELECT", timeout=PATIENCE)
+    except (*AWAY, asyncpg.PostgresError, asyncio.CancelledError):  # whatever it has: it is not worth waiting for
+        connection.terminate()
 
 
 @asynccontextmanager

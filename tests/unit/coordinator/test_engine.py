@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextvars
 import random
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 from typing import Any
 
 import pytest
@@ -223,6 +223,33 @@ async def test_a_forced_end_waits_for_the_commit_that_is_on_its_way(engine: Engi
     assert await ending
     with pytest.raises(WaybillError, match="ended by force"):
         await submitted
+
+
+async def test_a_flow_that_cannot_be_told_of_does_not_keep_the_others_untold(
+    engine: Engine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    told: list[str] = []
+    monkeypatch.setattr(Chronicle, "resume", lambda _, rows: told.append(rows.flow_command_id))
+    good = jobstore_pb2.FlowRows(flow_command_id=FLOW, epoch=1, sequence=2)
+    good.job.job_id = "job-1"
+    good.job.status, good.job.cancelable = jobs_pb2.EXECUTION_STATUS_FINISHED, jobs_pb2.CANCEL_KIND_NONE
+    good.commands.add(
+        command_id=FLOW, command_type="BenchWork", status=jobs_pb2.COMMAND_STATUS_ENDED_SUCCESSFULLY, plans_json="[]"
+    )
+    engine.ended_untold([jobstore_pb2.FlowRows(flow_command_id="without its rows"), good])
+    assert told == [FLOW]
+
+
+async def test_a_dead_coordinator_s_debt_is_settled_once_all_that_was_told_is_delivered(
+    engine: Engine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    waiting: list[Callable[[], None]] = []
+    monkeypatch.setattr(engine.tracing, "when_delivered", waiting.append)
+    engine.debt_told("dead")
+    assert engine.deliveries.settled == ()
+    [delivered] = waiting
+    delivered()
+    assert engine.deliveries.settled == ("dead",)
 
 
 @pytest.mark.rule("semantics §4: Description and subject names are resolved when the job is created")
