@@ -66,7 +66,7 @@ bench: .venv/.ready ## Measure, and print the table
 	$(BIN)/python tests/bench $(ARGS)
 
 crash: .venv/.ready ## Kill every process 50 times and see that nothing is lost or done twice
-	WAYBILL_CRASHES=50 $(BIN)/python -m pytest tests/chaos --timeout=3600 $(PYTEST)
+	WAYBILL_CRASHES=50 WAYBILL_FLOWS=1000 $(BIN)/python -m pytest tests/chaos --timeout=3600 $(PYTEST)
 
 clean: ## Remove what was made here: .venv, build, caches
 	rm -rf .venv .venv-protos build .mypy_cache .pytest_cache .ruff_cache .import_linter_cache .hypothesis

@@ -191,5 +191,18 @@ async def test_what_a_dead_coordinator_owed_is_delivered_though_its_heir_dies_to
     await centre.ended(going_on)
 
 
+async def test_what_a_coordinator_could_not_deliver_before_it_was_stopped_the_next_one_delivers(traced: Traced) -> None:
+    centre = traced.centre
+    [coordinator] = centre.stack.coordinators
+    await centre.declare_vm("vm-stopped")
+    await traced.sink.stop()
+    job = await centre.run("AddDisk", _a_disk("vm-stopped"))
+    await coordinator.stop()
+    await traced.sink.start()
+    await coordinator.start()
+    spans = await traced.trace_of(job, AddDisk=1)
+    assert [span.span_id for span in spans if span.name == "AddDisk"] == [job.span_id]
+
+
 def _a_disk(vm_id: str) -> dict[str, Any]:
     return {"disk_id": f"{vm_id}-disk-0", "size_mb": 10, "host_id": "host-1", "vm_id": vm_id}
