@@ -33,7 +33,17 @@ from opentelemetry.baggage.propagation import W3CBaggagePropagator
 from opentelemetry.trace import SpanKind, Status, StatusCode
 
 from waybill_client.channels import check, open_channel
-from waybill_spans import EXPORT, Context, Outbox, Value, format_traceparent, new_root, new_span_id, otlp
+from waybill_spans import (
+    EXPORT,
+    Context,
+    Outbox,
+    Value,
+    described_call,
+    format_traceparent,
+    new_root,
+    new_span_id,
+    otlp,
+)
 
 _STATUS: Final = "rpc.grpc.status_code"
 _ACTIONS: Final = "waybill.v1.Coordinator/"
@@ -246,9 +256,11 @@ class _CollectedSpan:
 
     def encoded(self) -> bytes:
         """Returns it as OTLP's Span."""
-        attributes = {**_attributes_of(self._name, self._correlation_id), **self._answered}
+        said = {"correlation_id": self._correlation_id} if self._correlation_id else {}
+        said |= self._answered
         if self._failure is not None:
-            attributes |= self._failure.attributes
+            said |= self._failure.attributes
+        code = said.pop(_STATUS, None)
         return otlp.span(
             name=self._name,
             trace_id=self._place.trace_id,
@@ -257,7 +269,8 @@ class _CollectedSpan:
             kind=otlp.CLIENT,
             start=self._start,
             end=max(self._start, self._end),
-            attributes=attributes,
+            attributes=said,
+            described=described_call(self._name, code),
             error=self._failure.words if self._failure is not None else "",
         )
 

@@ -6,14 +6,13 @@ it costs in a row. So even its id is made when somebody asks for it, at the late
 
 from __future__ import annotations
 
-import functools
 import random
 from collections.abc import Mapping
 from contextvars import ContextVar
 from types import MappingProxyType
 from typing import Final
 
-from waybill_spans import Context, Value, new_span_id, otlp
+from waybill_spans import Context, Value, described_call, new_span_id, otlp
 
 _NOTHING: Final[Mapping[str, Value]] = MappingProxyType({})
 
@@ -67,7 +66,6 @@ class CallSpan:
 
     def encoded(self) -> bytes:
         """Returns it as OTLP's Span."""
-        service, method = _parts_of(self.method)
         return otlp.span(
             name=self.method[1:],
             trace_id=self.place.trace_id,
@@ -76,24 +74,11 @@ class CallSpan:
             kind=otlp.SERVER,
             start=self.start,
             end=max(self.start, self.over),
-            attributes={
-                "rpc.system": "grpc",
-                "rpc.service": service,
-                "rpc.method": method,
-                "correlation_id": self.correlation_id,
-                **self.described,
-                "rpc.grpc.status_code": self.code,
-            },
+            attributes={"correlation_id": self.correlation_id, **self.described},
+            described=described_call(self.method[1:], self.code),
             links=self.links,
             error=self.error,
         )
-
-
-@functools.lru_cache(maxsize=256)
-def _parts_of(method: str) -> tuple[str, str]:
-    """Returns service and method of a name as gRPC spells it."""
-    _, service, name = method.split("/", 2)
-    return service, name
 
 
 current: ContextVar[CallSpan | None] = ContextVar("waybill_call_span", default=None)

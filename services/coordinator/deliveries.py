@@ -27,7 +27,6 @@ class Deliveries:
     def expect(self, revision: int) -> Callable[[], None]:
         """A flow's end is stored at that revision; its spans follow. Returns what to call when they are delivered."""
         self._owed[revision] = self._owed.get(revision, 0) + 1
-        self.passed(revision)
         return partial(self._delivered, revision)
 
     def passed(self, revision: int) -> None:

@@ -8,8 +8,8 @@ and the tests read what is written here with the official messages.
 from __future__ import annotations
 
 import struct
-from collections.abc import Iterable, Mapping
-from functools import cache, lru_cache
+from collections.abc import Iterable, Mapping, Sequence
+from functools import lru_cache
 from typing import Final
 
 Value = str | bool | int | float
@@ -18,8 +18,8 @@ _DOUBLE: Final = struct.Struct("<d")
 _FIXED64: Final = struct.Struct("<Q")
 _KIND_AND_TIMES: Final = struct.Struct("<BBBQBQ")
 
-_KNOWN: Final = 128
-"""Lengths and numbers below it are met again and again."""
+_SHORT: Final = 128
+"""Lengths below it are a single byte, and a character at that."""
 
 INTERNAL: Final = 1  # kinds of spans
 SERVER: Final = 2
@@ -34,7 +34,12 @@ def request(resource: bytes, scope: str, spans: Iterable[bytes]) -> bytes:
 
 def resource(attributes: Mapping[str, Value]) -> bytes:
     """Returns a process's description, for `request`."""
-    return _message(1, b"".join(attribute(1, key, value) for key, value in attributes.items()))
+    return _message(1, _each(1, attributes))
+
+
+def described(attributes: Mapping[str, Value]) -> bytes:
+    """Returns attributes that many spans have, for `span`."""
+    return _each(9, attributes)
 
 
 def span(
@@ -47,21 +52,22 @@ def span(
     start: float,
     end: float,
     attributes: Mapping[str, Value],
+    described: bytes = b"",
     events: Iterable[tuple[str, float, Mapping[str, Value]]] = (),
     links: Iterable[tuple[str, str, bool]] = (),
     error: str = "",
 ) -> bytes:
-    """Returns a Span. Ids in hex; times in Unix seconds; a link's flag is not said; no `error`: the status is unset."""
+    """Returns a Span.
+
+    Ids in hex; times in Unix seconds; `described`: more attributes, as the function returned them; a link's flag is not
+    said; no `error`: the status is unset.
+    """
     ids = f"0a10{trace_id}1208{span_id}2208{parent_span_id}" if parent_span_id else f"0a10{trace_id}1208{span_id}"
     times = _KIND_AND_TIMES.pack(0x30, kind, 0x39, _nanos(start), 0x41, _nanos(end))
-    parts = [bytes.fromhex(ids), _known_text(5, name), times]
-    _add_attributes(parts, 9, attributes)
+    parts = [bytes.fromhex(ids), _known_text(5, name), times, _attributes(attributes), described]
     for event, time, more in events:
-        described: list[bytes] = []
-        if more:
-            _add_attributes(described, 3, more)
-        before, after = _around_time(event, sum(map(len, described)))
-        parts += (before, _FIXED64.pack(_nanos(time)), after, *described)
+        before, after = _around_time(event, *_items(more)) if more else _around_time(event)
+        parts += (before, _FIXED64.pack(_nanos(time)), after)
     for trace, linked, _ in links:
         parts.append(_message(13, bytes.fromhex(f"0a10{trace}1208{linked}")))
     if error:
@@ -73,18 +79,32 @@ def _nanos(seconds: float) -> int:
     return round(seconds * 1e6) * 1000  # stored times are exact to the microsecond, floats not much further
 
 
-def _add_attributes(parts: list[bytes], number: int, attributes: Mapping[str, Value]) -> None:
-    """Adds KeyValues as fields of that number. Nearly all are texts, and what stands before those is known."""
-    for key, value in attributes.items():
-        if type(value) is str:
-            text = value.encode("utf-8", "replace")
-            if (size := len(text)) < _KNOWN:
-                parts += (_before_text(number, key, size), text)
-                continue
-        elif type(value) is int and 0 <= value < _KNOWN:  # a code, a percentage
-            parts.append(_known_number(number, key, value))
-            continue
-        parts.append(attribute(number, key, value))
+def _attributes(attributes: Mapping[str, Value]) -> bytes:
+    """Returns a span's. Most often all are short ASCII texts: what then stands around them depends on their sizes."""
+    texts = tuple(attributes.values())
+    try:
+        around = _around_texts(tuple(attributes), tuple(map(len, texts)))  # type: ignore[arg-type]
+    except TypeError:  # there is a number among them
+        around = ""
+    if around and (whole := around % texts).isascii():
+        return whole.encode()
+    return _each(9, attributes)
+
+
+@lru_cache(maxsize=4096)  # keys are of our making, and most texts are ids, words or names
+def _around_texts(keys: Sequence[str], sizes: Sequence[int]) -> str:
+    """Returns the KeyValues of texts of these sizes, with places for them; nothing if a size takes more than a byte."""
+    whole = ""
+    for key, size in zip(keys, sizes, strict=True):
+        pair = attribute(9, key, " " * size)
+        if len(pair) > _SHORT:
+            return ""
+        whole += pair[: len(pair) - size].decode().replace("%", "%%") + "%s"
+    return whole
+
+
+def _each(number: int, attributes: Mapping[str, Value]) -> bytes:
+    return b"".join([attribute(number, key, value) for key, value in attributes.items()])
 
 
 def attribute(number: int, key: str, value: Value) -> bytes:
@@ -100,22 +120,19 @@ def attribute(number: int, key: str, value: Value) -> bytes:
     return _message(number, _text(1, key) + _message(2, held))
 
 
-@cache  # keys are of our making, some twenty; one that forgets would cost as much as it spares
-def _before_text(number: int, key: str, size: int) -> bytes:
-    whole = attribute(number, key, " " * size)
-    return whole[: len(whole) - size]
+def _items(attributes: Mapping[str, Value]) -> tuple[tuple[str, ...], tuple[Value, ...], tuple[type, ...]]:
+    """Returns what attributes can be recognised by: True is 1, but is not the same."""
+    values = tuple(attributes.values())
+    return tuple(attributes), values, tuple(map(type, values))
 
 
 @lru_cache(maxsize=1024)
-def _around_time(event: str, more: int) -> tuple[bytes, bytes]:
-    """What stands before and after an event's time, if so many bytes of attributes follow."""
-    name = _text(2, event)
-    return _TAGS[11] + _varint(9 + len(name) + more) + b"\x09", name
-
-
-@cache
-def _known_number(number: int, key: str, value: int) -> bytes:
-    return attribute(number, key, value)
+def _around_time(
+    event: str, keys: Sequence[str] = (), values: Sequence[Value] = (), _: Sequence[type] = ()
+) -> tuple[bytes, bytes]:
+    """What stands before and after an event's time."""
+    after = _text(2, event) + _each(3, dict(zip(keys, values, strict=True)))
+    return _TAGS[11] + _varint(9 + len(after)) + b"\x09", after
 
 
 @lru_cache(maxsize=1024)  # of low cardinality

@@ -8,6 +8,7 @@ from __future__ import annotations
 import random
 import re
 from collections.abc import Mapping, Sequence
+from functools import lru_cache
 from types import MappingProxyType
 from typing import Final, NamedTuple
 
@@ -63,6 +64,17 @@ def parse_traceparent(text: str) -> Context | None:
 def format_traceparent(context: Context) -> str:
     """Returns the `traceparent` of a span."""
     return f"00-{context.trace_id}-{context.span_id}-{context.sampled:02x}"
+
+
+@lru_cache(maxsize=1024)
+def described_call(method: str, code: int | None) -> bytes:
+    """Returns what is said of every call of a method (`package.Service/Name`) that ended alike, for `otlp.span`.
+
+    By OpenTelemetry's conventions. `code` is gRPC's; None: nobody knows.
+    """
+    service, _, name = method.partition("/")
+    said: dict[str, Value] = {"rpc.system": "grpc", "rpc.service": service, "rpc.method": name}
+    return otlp.described(said if code is None else {**said, "rpc.grpc.status_code": code})
 
 
 class Event(NamedTuple):

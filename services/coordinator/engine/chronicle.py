@@ -125,9 +125,7 @@ class Chronicle:
         for leaf in written.done:
             self._tell_of_lost(leaf, time)
         times = [(command, self._begun.get(command.command_id, time), time) for command in over]
-        self._tell(times)
-        if written.ended is not None:
-            self._owe(revision)
+        self._tell(times, revision if written.ended is not None else None)
         for command in over:
             self._begun.pop(command.command_id, None)
         return [command.command_id for command in written.begun if command.command_id in self._begun]
@@ -183,18 +181,18 @@ class Chronicle:
 
     # --- spans -------------------------------------------------------------------------------------------------------
 
-    def _tell(self, over: Sequence[tuple[Command, float, float]]) -> None:
-        """Records the spans of commands, each with its start and end."""
-        if self._place is not None:
-            for each in over:
-                self._tracing.record(self._span_of(self._place, *each))
+    def _tell(self, over: Sequence[tuple[Command, float, float]], ended: int | None = None) -> None:
+        """Records the spans of commands, each with its start and end; `ended`: they end their flow at that revision.
 
-    def _owe(self, revision: int) -> None:
-        """The flow ended at that revision: all that was recorded of it is owed until it is delivered."""
-        if self._place is None:
-            self._deliveries.passed(revision)
-        else:
-            self._tracing.when_delivered(self._deliveries.expect(revision))
+        Those are owed until the last of them is delivered.
+        """
+        if self._place is not None:
+            for number, each in enumerate(over, 1):
+                last = ended if number == len(over) else None
+                delivered = None if last is None else self._deliveries.expect(last)
+                self._tracing.record(self._span_of(self._place, *each), delivered)
+        if ended is not None:
+            self._deliveries.passed(ended)
 
     def _span_of(self, root: Context, command: Command, start: float, end: float) -> _CommandSpan:
         job, step = self._tree.job, self._tree.steps.get(command.step_id)
@@ -307,7 +305,8 @@ class _CommandSpan(NamedTuple):
 
     def encoded(self) -> bytes:
         """Returns it as OTLP's Span."""
-        command = self.command
+        command, attributes = self.command, self.attributes
+        attributes["command.status"] = command.status.value
         return otlp.span(
             name=command.command_type,
             trace_id=self.root.trace_id,
@@ -316,7 +315,7 @@ class _CommandSpan(NamedTuple):
             kind=otlp.INTERNAL,
             start=self.start,
             end=self.end,
-            attributes={**self.attributes, "command.status": command.status.value},
+            attributes=attributes,
             events=[Event(phase, time) for phase, time in self.phases.items()],
             error=_error_of(command),
         )

@@ -319,6 +319,7 @@ class Engine:
         # Once more: a start that was on its way when the flow ended may come after the first.
         self.timers.at(self.clock.now() + STRAGGLER_SECONDS, lambda: self._clear(tasks))
         delivered = self.deliveries.expect(result.revision)
+        self.deliveries.passed(result.revision)
         try:
             self.ended_untold(await self.journal.load_flows([rows.flow_command_id]))
         except WaybillError as error:  # it is ended all the same

@@ -37,9 +37,8 @@ class Collector(Tracing):
 
     def record(self, span: Recorded, exported: Callable[[], None] | None = None) -> None:
         self.spans.append(span_of(span.encoded()))
-
-    def when_delivered(self, exported: Callable[[], None]) -> None:
-        self.waiting.append(exported)
+        if exported is not None:
+            self.waiting.append(exported)
 
 
 class Told:

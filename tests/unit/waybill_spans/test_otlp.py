@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from opentelemetry.proto.collector.trace.v1 import trace_service_pb2
@@ -76,6 +77,30 @@ def test_a_request_is_read_as_it_was_meant(resource: dict[str, Any], scope: str,
     assert read(request) == (resource, scope, sent)
 
 
+@pytest.mark.parametrize("texts", [["%s"], ["a" * 100, "b"], ["é", "b"], ["a", 7], [True, "b"], [1, 1.0], []])
+@pytest.mark.parametrize("key", ["key", "100 %", "clé"])
+def test_attributes_are_read_as_they_were_meant_however_often_the_like_came(key: str, texts: list[otlp.Value]) -> None:
+    said = {f"{key}{number}": text for number, text in enumerate(texts)}
+    sent = _plain(attributes=said, events=[("event", 1.0, said)])
+    for _ in range(2):
+        request = otlp.request(otlp.resource({}), "s", [otlp.span(**sent)])
+        assert repr(read(request)[2]) == repr([sent])
+
+
+@pytest.mark.parametrize("size", range(100, 140))
+def test_a_text_of_any_size_is_read_as_it_was_meant(size: int) -> None:
+    sent = _plain(attributes={"key": "a" * size})
+    request = otlp.request(otlp.resource({}), "s", [otlp.span(**sent)])
+    assert read(request)[2] == [sent]
+
+
+def test_what_many_spans_have_in_common_may_be_put_into_its_form_before() -> None:
+    common = otlp.described({"rpc.system": "grpc", "code": 0})
+    request = otlp.request(otlp.resource({}), "s", [otlp.span(**_plain(attributes={"a": "b"}), described=common)])
+    [span] = read(request)[2]
+    assert span["attributes"] == {"a": "b", "rpc.system": "grpc", "code": 0}
+
+
 def test_text_that_no_stream_can_carry_is_no_obstacle() -> None:
     request = otlp.request(otlp.resource({}), "s", [otlp.span(**_plain(name="\ud800"))])
     [span] = read(request)[2]
@@ -84,5 +109,5 @@ def test_text_that_no_stream_can_carry_is_no_obstacle() -> None:
 
 def _plain(**other: Any) -> dict[str, Any]:
     span: dict[str, Any] = {"name": "", "trace_id": "ab" * 16, "span_id": "cd" * 8, "parent_span_id": "", "kind": 1}
-    span |= {"start": 0, "end": 0, "attributes": {}, "events": [], "links": [], "error": ""}
+    span |= {"start": 0.0, "end": 0.0, "attributes": {}, "events": [], "links": [], "error": ""}
     return span | other
