@@ -63,7 +63,7 @@ def parse_traceparent(text: str) -> Context | None:
 
 def format_traceparent(context: Context) -> str:
     """Returns the `traceparent` of a span."""
-    return f"00-{context.trace_id}-{context.span_id}-{context.sampled:02x}"
+    return f"00-{context.trace_id}-{context.span_id}-{'01' if context.sampled else '00'}"
 
 
 @lru_cache(maxsize=1024)

@@ -38,7 +38,7 @@ from coordinator.flow.tree import FlowTree
 from coordinator.metrics import FlowTallies
 from coordinator.rows import Command, CommandStatus, Job, Leaf, LeafKind, Status, Subject
 from waybill.v1 import jobstore_pb2
-from waybill_spans import Context, Event, FinishedSpan, Value, otlp, parse_traceparent
+from waybill_spans import Context, FinishedSpan, Value, otlp, parse_traceparent
 
 log = logs.get_logger(__name__)
 
@@ -46,6 +46,7 @@ ANNOUNCE_SECONDS: Final = 0.8
 """What runs for longer is announced in the trace: it is to be seen within two seconds of its start."""
 
 _NO_PHASES: Final[Mapping[str, float]] = MappingProxyType({})
+_NOTHING: Final[Mapping[str, Value]] = MappingProxyType({})
 
 _NOT_BEGUN: Final = frozenset({Status.PENDING, Status.SKIPPED, Status.ABORTED})
 """Steps that the store gives no start time for being so: what is told again later goes by that."""
@@ -316,6 +317,6 @@ class _CommandSpan(NamedTuple):
             start=self.start,
             end=self.end,
             attributes=attributes,
-            events=[Event(phase, time) for phase, time in self.phases.items()],
+            events=[(phase, time, _NOTHING) for phase, time in self.phases.items()],
             error=_error_of(command),
         )
