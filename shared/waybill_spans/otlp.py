@@ -28,7 +28,10 @@ CLIENT: Final = 3
 
 def request(resource: bytes, scope: str, spans: Iterable[bytes]) -> bytes:
     """Returns an ExportTraceServiceRequest with spans of one process; each is what `span` returned."""
-    body = b"".join([_message(1, _text(1, scope)), *(_message(2, each) for each in spans)])
+    parts = [_message(1, _text(1, scope))]
+    for each in spans:
+        parts += (_TAGS[2], _varint(len(each)), each)
+    body = b"".join(parts)
     return _message(1, resource + _message(2, body))
 
 
@@ -63,20 +66,17 @@ def span(
     said; no `error`: the status is unset.
     """
     ids = f"0a10{trace_id}1208{span_id}2208{parent_span_id}" if parent_span_id else f"0a10{trace_id}1208{span_id}"
-    times = _KIND_AND_TIMES.pack(0x30, kind, 0x39, _nanos(start), 0x41, _nanos(end))
+    # To the microsecond: stored times are exact to that, and floats not much further.
+    times = _KIND_AND_TIMES.pack(0x30, kind, 0x39, round(start * 1e6) * 1000, 0x41, round(end * 1e6) * 1000)
     parts = [bytes.fromhex(ids), _known_text(5, name), times, _attributes(attributes), described]
     for event, time, more in events:
         before, after = _around_time(event, *_items(more)) if more else _around_time(event)
-        parts += (before, _FIXED64.pack(_nanos(time)), after)
+        parts += (before, _FIXED64.pack(round(time * 1e6) * 1000), after)
     for trace, linked, _ in links:
         parts.append(_message(13, bytes.fromhex(f"0a10{trace}1208{linked}")))
     if error:
         parts.append(_message(15, _text(2, error) + b"\x18\x02"))
     return b"".join(parts)
-
-
-def _nanos(seconds: float) -> int:
-    return round(seconds * 1e6) * 1000  # stored times are exact to the microsecond, floats not much further
 
 
 def _attributes(attributes: Mapping[str, Value]) -> bytes:
@@ -152,8 +152,10 @@ _TAGS: Final = [bytes((_number << 3 | 2,)) for _number in range(16)]  # all that
 
 
 def _varint(number: int) -> bytes:
-    if number < 128:
-        return _SMALL[number]
+    return _VARINTS[number] if number < len(_VARINTS) else _long_varint(number)
+
+
+def _long_varint(number: int) -> bytes:
     written = bytearray()
     while number > 127:
         written.append(number & 127 | 128)
@@ -162,4 +164,4 @@ def _varint(number: int) -> bytes:
     return bytes(written)
 
 
-_SMALL: Final = [bytes((_number,)) for _number in range(128)]
+_VARINTS: Final = [_long_varint(_number) for _number in range(2048)]  # of all lengths that are common

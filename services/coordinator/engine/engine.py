@@ -474,7 +474,8 @@ class Engine:
         if command_ids and self.tracing.enabled:
             due = self.clock.monotonic() + ANNOUNCE_SECONDS
             # By its id: to hold what has ended would keep the garbage collector busy.
-            self._unannounced.extend((due, actor.flow_command_id, command_id) for command_id in command_ids)
+            for command_id in command_ids:
+                self._unannounced.append((due, actor.flow_command_id, command_id))
 
     async def _announce(self) -> None:
         while True:
