@@ -74,6 +74,7 @@ async def borrowed(pool: Pool) -> AsyncIterator[Connection]:
 
     Raises WaybillError UNAVAILABLE when the database is away, RESOURCE_EXHAUSTED when it took too long.
     """
+    leaves: asyncio.CancelledError | None = None
     try:
         async with pool.acquire(timeout=DEADLINE) as connection:
             try:
@@ -81,12 +82,15 @@ async def borrowed(pool: Pool) -> AsyncIterator[Connection]:
             except (TimeoutError, asyncpg.InternalClientError):
                 connection.terminate()  # it may answer yet, to nobody
                 raise
-            except asyncio.CancelledError:
+            except asyncio.CancelledError as error:
+                leaves = error
                 await _end_what_was_begun(connection)
                 raise
     except asyncpg.QueryCanceledError as error:
         raise resource_exhausted(f"the statement took longer than {DEADLINE:.0f} s") from error
     except AWAY as error:
+        if leaves is not None:  # who is to end must not be told to try again
+            raise leaves from error
         raise away(error) from error
 
 

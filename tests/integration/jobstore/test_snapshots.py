@@ -85,3 +85,39 @@ async def test_a_session_that_cannot_be_tidied_up_is_thrown_away(pool: Pool, mon
         await leave_between_parse_and_execution(pool, patched)
     async with snapshot(pool) as snapped:
         assert snapped.get_server_pid() != pid
+
+
+async def test_a_reader_that_leaves_a_session_that_is_closed_already_leaves_all_the_same(pool: Pool) -> None:
+    listens = asyncio.Event()
+
+    async def listen() -> None:
+        async with borrowed(pool) as connection:
+            listens.set()
+            try:
+                await asyncio.Event().wait()
+            finally:
+                await connection.close()
+
+    listening = asyncio.create_task(listen())
+    await listens.wait()
+    listening.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await listening
+
+
+async def test_a_reader_that_leaves_when_the_database_is_away_leaves_all_the_same(
+    pool: Pool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    release = asyncpg.Pool.release
+
+    async def fail(*arguments: Any, **options: Any) -> None:
+        await release(*arguments, **options)
+        raise ConnectionResetError
+
+    async def leave() -> None:
+        async with borrowed(pool):
+            monkeypatch.setattr(asyncpg.Pool, "release", fail)
+            raise asyncio.CancelledError
+
+    with pytest.raises(asyncio.CancelledError):
+        await leave()
