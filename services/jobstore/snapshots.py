@@ -74,7 +74,6 @@ async def borrowed(pool: Pool) -> AsyncIterator[Connection]:
 
     Raises WaybillError UNAVAILABLE when the database is away, RESOURCE_EXHAUSTED when it took too long.
     """
-    leaves: asyncio.CancelledError | None = None
     try:
         async with pool.acquire(timeout=DEADLINE) as connection:
             try:
@@ -82,15 +81,14 @@ async def borrowed(pool: Pool) -> AsyncIterator[Connection]:
             except (TimeoutError, asyncpg.InternalClientError):
                 connection.terminate()  # it may answer yet, to nobody
                 raise
-            except asyncio.CancelledError as error:
-                leaves = error
+            except asyncio.CancelledError:
                 await _end_what_was_begun(connection)
                 raise
     except asyncpg.QueryCanceledError as error:
         raise resource_exhausted(f"the statement took longer than {DEADLINE:.0f} s") from error
     except AWAY as error:
-        if leaves is not None:  # who is to end must not be told to try again
-            raise leaves from error
+        if (task := asyncio.current_task()) is not None and task.cancelling():
+            raise asyncio.CancelledError from error  # who is to end must not be told to try again
         raise away(error) from error
 
 

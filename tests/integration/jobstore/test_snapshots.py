@@ -114,10 +114,16 @@ async def test_a_reader_that_leaves_when_the_database_is_away_leaves_all_the_sam
         await release(*arguments, **options)
         raise ConnectionResetError
 
-    async def leave() -> None:
+    reads = asyncio.Event()
+
+    async def read() -> None:
         async with borrowed(pool):
             monkeypatch.setattr(asyncpg.Pool, "release", fail)
-            raise asyncio.CancelledError
+            reads.set()
+            await asyncio.Event().wait()
 
+    reading = asyncio.create_task(read())
+    await reads.wait()
+    reading.cancel()
     with pytest.raises(asyncio.CancelledError):
-        await leave()
+        await reading
